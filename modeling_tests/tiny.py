@@ -1,0 +1,167 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""Tiny configurations, models, tokenizers and images shared by the tests: everything is built in memory, nothing is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import is_torchvision_available
+
+if TYPE_CHECKING:
+    from hf_segcap import SamCaptionConfig, SamCaptionForRegionCaptioning, SamCaptionProcessor
+
+IMAGE_SIZE = 64
+PATCH_SIZE = 8
+# SAM predicts (and accepts) masks at four times the resolution of its feature grid
+LOW_RES_MASK_SIZE = 4 * IMAGE_SIZE // PATCH_SIZE
+
+END_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN = "<|endoftext|>", "<|pad|>", "<|unk|>"
+END_ID, PAD_ID = 0, 1
+WORDS = (
+    "a an the and of at in on with small large dark light red green blue yellow white black grey brown plain "
+    "striped spotted round square region disc box left right upper lower middle centre cat dog tree sky cup"
+)
+VOCABULARY = [END_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN, *WORDS.split()]
+
+_WIDTH = 32
+_TEXT_CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": _WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}
+    | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    "llama": {
+        "hidden_size": _WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "opt": {
+        "hidden_size": _WIDTH,
+        "word_embed_proj_dim": _WIDTH,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+    },
+    "qwen2": {
+        "hidden_size": _WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+def tiny_text_config(text: str = "gpt2", **overrides: Any) -> dict[str, Any]:
+    """The `text_config` of a two-layer, 32-wide language model over `VOCABULARY`: `text` is its `model_type`."""
+    ids = {"vocab_size": len(VOCABULARY), "bos_token_id": END_ID, "eos_token_id": END_ID, "pad_token_id": PAD_ID}
+    return {"model_type": text, **ids, **_TEXT_CONFIGS[text], **overrides}
+
+
+def tiny_sam_caption_config(
+    text: str = "gpt2", *, text_config: dict | None = None, decoder_config: dict | None = None, **overrides: Any
+) -> SamCaptionConfig:
+    """A SamCaption configuration with about 110,000 parameters: 64-pixel images, an 8 x 8 grid, 32-wide mixers.
+
+    `text` selects the language model ("gpt2", "llama", "opt" or "qwen2"); `text_config` and `decoder_config` override
+    single fields of `text_config` and `mask_caption_decoder_config`; other keywords are fields of the configuration.
+    """
+    from hf_segcap import SamCaptionConfig
+
+    return SamCaptionConfig(
+        vision_config={
+            "hidden_size": 24,
+            "output_channels": _WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "mlp_dim": 48,
+            "num_pos_feats": _WIDTH // 2,
+            "window_size": 3,
+            "global_attn_indexes": [1],
+        },
+        prompt_encoder_config={
+            "hidden_size": _WIDTH,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "mask_input_channels": 8,
+        },
+        mask_caption_decoder_config={
+            "hidden_size": _WIDTH,
+            "num_attention_heads": 4,
+            "mlp_dim": 40,
+            "num_hidden_layers": 2,
+            "additional_num_hidden_layers": 2,
+            "num_caption_tokens": 4,
+            "iou_head_hidden_dim": 24,
+            **(decoder_config or {}),
+        },
+        text_config=tiny_text_config(text, **(text_config or {})),
+        **{"num_task_tokens": 3, **overrides},
+    )
+
+
+def tiny_sam_caption(text: str = "gpt2", seed: int = 0, **kwargs: Any) -> SamCaptionForRegionCaptioning:
+    """A randomly initialised `SamCaptionForRegionCaptioning` in eval mode; `kwargs` go to `tiny_sam_caption_config`."""
+    from hf_segcap import SamCaptionForRegionCaptioning
+
+    torch.manual_seed(seed)
+    return SamCaptionForRegionCaptioning(tiny_sam_caption_config(text, **kwargs)).eval()
+
+
+def tiny_tokenizer(*, pad_token: bool = True, add_bos: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over `VOCABULARY`.
+
+    It adds no end token by itself, as GPT-2's; `pad_token=False` leaves the pad token undefined, as GPT-2's;
+    `add_bos=True` starts every text with the end token, as LLaMA tokenizers start with theirs.
+    """
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCABULARY)}, unk_token=UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if add_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{END_TOKEN} $A", special_tokens=[(END_TOKEN, END_ID)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_TOKEN,
+        eos_token=END_TOKEN,
+        unk_token=UNKNOWN_TOKEN,
+        padding_side="right",
+        **({"pad_token": PAD_TOKEN} if pad_token else {}),
+    )
+
+
+def tiny_image_processor() -> Any:
+    """SAM's image processor for 64-pixel images: the torchvision backend where torchvision is installed, else Pillow's."""
+    if is_torchvision_available():
+        from transformers.models.sam.image_processing_sam import SamImageProcessor as ImageProcessor
+    else:
+        from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil as ImageProcessor
+    return ImageProcessor(
+        size={"longest_edge": IMAGE_SIZE},
+        pad_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        mask_size={"longest_edge": LOW_RES_MASK_SIZE},
+        mask_pad_size={"height": LOW_RES_MASK_SIZE, "width": LOW_RES_MASK_SIZE},
+    )
+
+
+def tiny_processor(**tokenizer_kwargs: Any) -> SamCaptionProcessor:
+    """A `SamCaptionProcessor` that fits `tiny_sam_caption`; `tokenizer_kwargs` go to `tiny_tokenizer`."""
+    from hf_segcap import SamCaptionProcessor
+
+    return SamCaptionProcessor(image_processor=tiny_image_processor(), tokenizer=tiny_tokenizer(**tokenizer_kwargs))
+
+
+def random_image(seed: int = 0, size: tuple[int, int] = (60, 44)) -> Image.Image:
+    """An RGB picture of `size` (width, height) pixels: smooth coloured noise, the same for the same seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)

@@ -1,0 +1,105 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""SAM's prompt encoder for rows of prompts: one mask per prompt, ragged points, no duplicated position matrix."""
+
+import torch
+from torch import Tensor, nn
+from transformers.models.sam.modeling_sam import SamMaskEmbedding, SamPositionalEmbedding
+
+from ...prompts import PADDING_LABEL
+
+NOT_A_POINT_LABEL = -1
+ZERO_TOKEN_LABEL = -10  # transformers' padding: a zero vector that still takes part in attention
+
+
+class SamPositionEncoding(SamPositionalEmbedding):
+    """Random Fourier features of points in [0, 1]^2 (SAM, section 3).
+
+    The Gaussian matrix is a buffer, as in the official code: transformers makes it a trainable parameter.
+    """
+
+    def __init__(self, config):
+        nn.Module.__init__(self)
+        self.scale = config.scale
+        self.register_buffer("positional_embedding", self.scale * torch.randn(2, config.num_pos_feats))
+
+    def grid(self, size: int) -> Tensor:
+        """Encoding of the centres of a `size` x `size` feature grid, (size * size, 2 * num_pos_feats)."""
+        matrix = self.positional_embedding
+        centres = (torch.arange(size, device=matrix.device, dtype=torch.float32) + 0.5) / size
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        return self(torch.stack([x, y], dim=-1)).flatten(0, 1)
+
+
+class SamRowPromptEncoder(nn.Module):
+    """SAM's prompt encoder over rows (one row = one prompt of one image), SAM appendix A, "prompt encoder".
+
+    transformers' `SamPromptEncoder` knows one mask per image and keeps a second copy of the position matrix; the
+    other state-dict keys are the same. Nothing is clipped or rounded here.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        config = config.prompt_encoder_config
+        self.mask_embed = SamMaskEmbedding(config)
+        self.no_mask_embed = nn.Embedding(1, config.hidden_size)
+        self.image_size = config.image_size
+        self.point_embed = nn.ModuleList(
+            nn.Embedding(1, config.hidden_size) for _ in range(config.num_point_embeddings)
+        )
+        self.not_a_point_embed = nn.Embedding(1, config.hidden_size)
+
+    def _encode_positions(self, position_encoding: SamPositionEncoding, coordinates: Tensor) -> Tensor:
+        return position_encoding((coordinates + 0.5) / self.image_size)  # + 0.5: the centre of the pixel
+
+    def embed_points(self, position_encoding: SamPositionEncoding, points: Tensor, labels: Tensor) -> Tensor:
+        """points (R, n, 2) in pixels of the model frame, labels (R, n) -> tokens (R, n, C)."""
+        labels = labels[..., None]
+        tokens = self._encode_positions(position_encoding, points)
+        tokens = torch.where(labels == NOT_A_POINT_LABEL, self.not_a_point_embed.weight, tokens)
+        tokens = torch.where(labels == ZERO_TOKEN_LABEL, torch.zeros_like(tokens), tokens)
+        for label in (0, 1):
+            tokens = torch.where(labels == label, tokens + self.point_embed[label].weight, tokens)
+        return tokens
+
+    def embed_boxes(self, position_encoding: SamPositionEncoding, boxes: Tensor) -> Tensor:
+        """boxes (R, 4) x0 y0 x1 y1 in pixels of the model frame -> corner tokens (R, 2, C)."""
+        corners = self._encode_positions(position_encoding, boxes.unflatten(-1, (2, 2)))
+        return corners + torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])
+
+    def embed_masks(self, masks: Tensor | None) -> Tensor:
+        """Mask logits (R, 4g, 4g) -> dense prompt embedding (R, g * g, C); the no-mask embedding (1, C) without."""
+        if masks is None:
+            return self.no_mask_embed.weight
+        return self.mask_embed(masks[:, None].to(self.no_mask_embed.weight.dtype)).flatten(2).transpose(1, 2)
+
+    def forward(
+        self,
+        position_encoding: SamPositionEncoding,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """
+        Args:
+            points: (R, n, 2) x, y in pixels of the model frame, or None.
+            labels: (R, n): 1 inside, 0 outside, -1 "not a point", -10 a zero token, -2 absent.
+            boxes: (R, 4) x0 y0 x1 y1 in pixels of the model frame, or None.
+
+        Returns:
+            Prompt tokens (R, N, C), or None without points and boxes; a mask (R, N) bool that is False for absent
+            points, or None if there are none. Points alone get SAM's padding point; boxes append their two corners.
+        """
+        tokens, mask = [], None
+        if points is not None and labels is not None:
+            tokens.append(self.embed_points(position_encoding, points, labels))
+            if boxes is None:
+                tokens.append(self.not_a_point_embed.weight.expand(len(points), 1, -1))
+            present = torch.ne(labels, PADDING_LABEL)
+            if not present.all():
+                mask = torch.cat([present, present.new_ones(len(present), 1 if boxes is None else 2)], dim=1)
+        if boxes is not None:
+            tokens.append(self.embed_boxes(position_encoding, boxes))
+        return (torch.cat(tokens, dim=1) if tokens else None), mask
+
+
+__all__ = ["SamPositionEncoding", "SamRowPromptEncoder"]

@@ -1,0 +1,126 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""Ragged prompts of a batch as a flat list of rows, so that padding costs nothing."""
+
+from dataclasses import dataclass, replace
+from typing import overload
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The R prompts of a batch that are not padding, ordered by image, then prompt.
+
+    A batch of padding alone (`empty`) has one placeholder row of zeros, so that no step needs a special case; `scatter`
+    drops it.
+
+    Attributes:
+        valid: (B, P) bool.
+        image_index: (R,) image of each row.
+        boxes (R, 4), points (R, n, 2), point_labels (R, n), masks (R, h, w): as in the model's `forward`, or None.
+    """
+
+    valid: Tensor
+    image_index: Tensor
+    boxes: Tensor | None
+    points: Tensor | None
+    point_labels: Tensor | None
+    masks: Tensor | None
+
+    @classmethod
+    def from_inputs(
+        cls,
+        batch_size: int,
+        input_boxes: Tensor | None = None,
+        input_points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> "PromptRows":
+        """Checks shapes (see the model's `forward`) and drops padded prompts.
+
+        Raises:
+            ValueError: no prompt, wrong number of axes, or disagreeing numbers of images, prompts or points.
+        """
+        given = {
+            "input_boxes": (input_boxes, 3, "(B, P, 4)"),
+            "input_points": (input_points, 4, "(B, P, n, 2)"),
+            "input_masks": (input_masks, 4, "(B, P, h, w)"),
+            "prompt_mask": (prompt_mask, 2, "(B, P)"),
+        }
+        for name, (value, ndim, shape) in given.items():
+            if value is not None and (value.ndim != ndim or len(value) != batch_size):
+                raise ValueError(
+                    f"{name} must have shape {shape} with B = {batch_size} images, got {tuple(value.shape)}."
+                )
+        if input_boxes is None and input_points is None and input_masks is None:
+            raise ValueError("No prompt: give input_boxes, input_points or input_masks.")
+        if point_labels is not None and (input_points is None or point_labels.shape != input_points.shape[:3]):
+            points_shape = None if input_points is None else tuple(input_points.shape)
+            raise ValueError(
+                f"point_labels must have the shape of input_points without its last axis, got labels "
+                f"{tuple(point_labels.shape)} for points {points_shape}."
+            )
+        numbers = {name: value.shape[1] for name, (value, _, _) in given.items() if value is not None}
+        if input_masks is not None and len(numbers) > 1 and input_masks.shape[1] == 1:
+            del numbers["input_masks"]  # one mask for all prompts of an image
+        if len(set(numbers.values())) != 1:
+            raise ValueError(f"The number of prompts per image differs: {numbers}.")
+        num_prompts = next(iter(numbers.values()))
+
+        device = next(value.device for value, _, _ in given.values() if value is not None)
+        if prompt_mask is None:
+            valid = torch.ones(batch_size, num_prompts, dtype=torch.bool, device=device)
+        else:
+            valid = prompt_mask.bool()
+        if input_points is not None and point_labels is None:
+            point_labels = torch.ones(input_points.shape[:3], dtype=torch.long, device=device)
+        if input_masks is not None:
+            input_masks = input_masks.expand(-1, num_prompts, -1, -1)
+        image_index = valid.nonzero()[:, 0] if valid.any() else torch.zeros(1, dtype=torch.long, device=device)
+        rows = cls(valid, image_index, None, None, None, None)
+        return replace(
+            rows,
+            boxes=rows.gather(input_boxes),
+            points=rows.gather(input_points),
+            point_labels=rows.gather(point_labels),
+            masks=rows.gather(input_masks),
+        )
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no prompt at all."""
+        return not bool(self.valid.any())
+
+    @overload
+    def gather(self, values: Tensor) -> Tensor: ...
+    @overload
+    def gather(self, values: None) -> None: ...
+    def gather(self, values: Tensor | None) -> Tensor | None:
+        """(B, P, ...) -> (R, ...)."""
+        if values is None:
+            return None
+        if self.empty:
+            return values.new_zeros((1, *values.shape[2:]))
+        return values.flatten(0, 1)[self.valid.flatten()]
+
+    def scatter(self, values: Tensor, fill: float = 0) -> Tensor:
+        """(R, ...) -> (B, P, ...), padded prompts filled."""
+        if self.valid.all() and not self.empty:
+            return values.unflatten(0, self.valid.shape)
+        out = values.new_full((*self.valid.shape, *values.shape[1:]), fill)
+        if not self.empty:
+            out[self.valid] = values
+        return out
+
+    def select(self, index: Tensor) -> "PromptRows":
+        """The rows `index`, in that order; `valid` keeps describing the whole batch."""
+        boxes, points, point_labels, masks = (
+            None if value is None else value[index]
+            for value in (self.boxes, self.points, self.point_labels, self.masks)
+        )
+        return PromptRows(self.valid, self.image_index[index], boxes, points, point_labels, masks)

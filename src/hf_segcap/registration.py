@@ -1,0 +1,77 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""The one table that tells transformers about this package: configurations, models, processors, pipelines."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+from transformers.utils import is_torchvision_available
+
+from .assets import bundled_model, bundled_tasks
+from .models.sam_caption.configuration_sam_caption import SamCaptionConfig
+from .models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
+from .models.sam_caption.processing_sam_caption import SamCaptionProcessor
+from .pipelines.region_captioning import RegionCaptioningPipeline
+
+
+@dataclass(frozen=True)
+class System:
+    """One published system as transformers sees it."""
+
+    config: type[PreTrainedConfig]
+    models: dict[Any, type[PreTrainedModel]]  # Auto class -> model class
+    processor: type[ProcessorMixin]
+    task: str
+    pipeline: type[Pipeline]
+    pipeline_type: str  # transformers' kind of task: "image", "multimodal", ...
+
+
+SYSTEMS = (
+    System(
+        config=SamCaptionConfig,
+        models={AutoModelForImageTextToText: SamCaptionForRegionCaptioning},
+        processor=SamCaptionProcessor,
+        task="region-captioning",
+        pipeline=RegionCaptioningPipeline,
+        pipeline_type="multimodal",
+    ),
+)
+
+
+def _image_processors() -> dict[str, type]:
+    """SAM's image processor, with the torchvision backend where torchvision is installed."""
+    backends: dict[str, type] = {"pil": SamImageProcessorPil}
+    if is_torchvision_available():
+        from transformers.models.sam.image_processing_sam import SamImageProcessor
+
+        backends["torchvision"] = SamImageProcessor
+    return backends
+
+
+def register_all() -> None:
+    """Registers every system with transformers' Auto classes and `pipeline()`; harmless when repeated."""
+    for system in SYSTEMS:
+        AutoConfig.register(system.config.model_type, system.config, exist_ok=True)
+        for auto_class, model in system.models.items():
+            auto_class.register(system.config, model, exist_ok=True)
+        AutoProcessor.register(system.config, system.processor, exist_ok=True)
+        AutoImageProcessor.register(system.config, image_processor_classes=_image_processors(), exist_ok=True)
+        # a model that is being trained from its recipe is not there yet
+        bundled = bundled_model(system.task) if system.task in bundled_tasks() else None
+        PIPELINE_REGISTRY.register_pipeline(
+            system.task,
+            pipeline_class=system.pipeline,
+            pt_model=tuple(system.models),
+            default={"model": (bundled, "main")} if bundled else None,
+            type=system.pipeline_type,
+        )
