@@ -15,7 +15,7 @@ from transformers.utils import cached_file, is_torchvision_available
 from ...hub import HubMixin
 from ...images import flatten_images, load_images
 from ...masks import upscale_masks
-from ...prompts import check_image_sizes, masks_to_low_res_logits, parse_prompts, scale_prompts
+from ...prompts import RegionPrompts, check_image_sizes, masks_to_low_res_logits, parse_prompts, scale_prompts
 
 # Options of `from_pretrained` that say where files are; everything else belongs to the image processor or the tokenizer.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -125,6 +125,36 @@ class SamCaptionProcessor(HubMixin, ProcessorMixin):
         names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
         return names + [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
 
+    def prompts_to_model_inputs(
+        self,
+        prompts: RegionPrompts,
+        original_sizes: Sequence[Sequence[int]],
+        reshaped_input_sizes: Sequence[Sequence[int]],
+        **options: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Brings parsed prompts into the frame of the model.
+
+        Args:
+            prompts: result of [`~hf_segcap.prompts.parse_prompts`], in pixels of the original images.
+            original_sizes: (height, width) of each image in pixels.
+            reshaped_input_sizes: (height, width) of each image in the model frame.
+            options: options of the image processor (`pad_size`, `mask_size`).
+
+        Returns:
+            `prompt_mask`, and of `input_boxes`, `input_points` and `point_labels`, `input_masks` what was given; see
+            `__call__`.
+        """
+        prompts = scale_prompts(prompts, original_sizes, reshaped_input_sizes)
+        result: dict[str, torch.Tensor] = {"prompt_mask": prompts.prompt_mask}
+        if prompts.boxes is not None:
+            result["input_boxes"] = prompts.boxes.float()
+        if prompts.points is not None:
+            result |= {"input_points": prompts.points.float(), "point_labels": prompts.point_labels}
+        if prompts.masks is not None:
+            frame, low_res = self._option("pad_size", options)["height"], self._longest_edge("mask_size", options)
+            result["input_masks"] = masks_to_low_res_logits(prompts, reshaped_input_sizes, frame, low_res)
+        return result
+
     def post_process_masks(
         self,
         pred_masks: torch.Tensor | Sequence[torch.Tensor],
@@ -217,20 +247,12 @@ class SamCaptionProcessor(HubMixin, ProcessorMixin):
                 f"{pretrained_model_name_or_path} holds neither a saved processor nor the config.json of an SCA model with a "
                 f"`vision_config` (found model_type {config.get('model_type')!r})."
             )
-        image_processor_class = _sam_image_processor_class(kwargs.pop("backend", None))
-        overrides = {
-            name: kwargs.pop(name) for name in image_processor_class.valid_kwargs.__annotations__ if name in kwargs
-        }
-        vision = config["vision_config"]
-        image_size = vision.get("image_size", 1024)
-        low_res = 4 * (image_size // vision.get("patch_size", 16))
-        frame = {
-            "size": {"longest_edge": image_size},
-            "pad_size": {"height": image_size, "width": image_size},
-            "mask_size": {"longest_edge": low_res},
-            "mask_pad_size": {"height": low_res, "width": low_res},
-        }
-        image_processor = image_processor_class(**(frame | overrides))
+        backend, vision = kwargs.pop("backend", None), config["vision_config"]
+        options = _sam_image_processor_class(backend).valid_kwargs.__annotations__
+        overrides = {name: kwargs.pop(name) for name in options if name in kwargs}
+        image_processor = sam_image_processor(
+            vision.get("image_size", 1024), vision.get("patch_size", 16), backend=backend, **overrides
+        )
         return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -283,18 +305,7 @@ class SamCaptionProcessor(HubMixin, ProcessorMixin):
         old, new = data["original_sizes"].tolist(), data["reshaped_input_sizes"].tolist()
         low_res = self._longest_edge("mask_size", options)
         prompts = parse_prompts(old, boxes, points, point_labels, masks, low_res_mask_size=low_res)
-        if prompts is None:
-            return {}
-        prompts = scale_prompts(prompts, old, new)
-        result: dict[str, Any] = {"prompt_mask": prompts.prompt_mask}
-        if prompts.boxes is not None:
-            result["input_boxes"] = prompts.boxes.float()
-        if prompts.points is not None:
-            result |= {"input_points": prompts.points.float(), "point_labels": prompts.point_labels}
-        if prompts.masks is not None:
-            frame = self._option("pad_size", options)["height"]
-            result["input_masks"] = masks_to_low_res_logits(prompts, new, frame, low_res)
-        return result
+        return {} if prompts is None else self.prompts_to_model_inputs(prompts, old, new, **options)
 
     def _process_text(self, text: Any, data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         if self.tokenizer is None:
@@ -382,6 +393,18 @@ class SamCaptionProcessor(HubMixin, ProcessorMixin):
         """(height, width) in the model frame: SAM's rule, longest side to the model's size, rounded half up."""
         scale = self._longest_edge("size", options) / max(size)
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def sam_image_processor(image_size: int, patch_size: int, backend: str | None = None, **options: Any) -> Any:
+    """SAM's image processor for a model of `image_size` pixels and `patch_size`; `options` override its settings."""
+    low_res = 4 * (image_size // patch_size)
+    frame = {
+        "size": {"longest_edge": image_size},
+        "pad_size": {"height": image_size, "width": image_size},
+        "mask_size": {"longest_edge": low_res},
+        "mask_pad_size": {"height": low_res, "width": low_res},
+    }
+    return _sam_image_processor_class(backend)(**(frame | options))
 
 
 def _sam_image_processor_class(backend: str | None) -> Any:

@@ -1,0 +1,41 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+import pytest
+
+from hf_segcap.evaluation.region_words import evaluate, word_accuracy
+
+TRUE = "a small dark red striped round region at the upper left"
+
+
+def test_word_accuracy():
+    captions = [
+        TRUE,
+        "a small red striped round region at the upper left",
+        "a small dark blue striped round region at the top",
+        "nonsense",
+    ]
+    scores = word_accuracy(captions, [TRUE] * 4)
+    assert scores == {
+        "colour": 0.5,
+        "place": 0.5,
+        "size": 0.75,
+        "tone": 0.5,
+        "texture": 0.75,
+        "shape": 0.75,
+        "whole caption": 0.25,
+        "well formed": 0.75,
+    }
+    with pytest.raises(ValueError, match="as many captions as truths"):
+        word_accuracy([TRUE], [])
+    with pytest.raises(ValueError, match="at least one"):
+        word_accuracy([], [])
+
+
+def test_evaluate_prompts_with_the_boxes_of_the_rows():
+    rows = [{"image": name, "regions": [{"box": [0, 0, n, n], "phrases": [TRUE]} for n in (3, 4)]} for name in "ab"]
+
+    def captioner(items, **options):
+        assert [item["image"] for item in items] == ["a", "b"] and items[0]["boxes"] == [[0, 0, 3, 3], [0, 0, 4, 4]]
+        return [[{"caption": TRUE}, {"caption": TRUE.replace("red", "blue")}] for _ in items]
+
+    scores = evaluate(captioner, rows)
+    assert scores["colour"] == 0.5 and scores["place"] == 1.0

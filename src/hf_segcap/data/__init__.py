@@ -1,0 +1,10 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""Readers that turn data sets into one row format (see `sources.py`), the collator and the augmentation."""
+
+from .augmentation import LargeScaleJitter
+from .collator import RegionCollator
+from .folder import RegionFolder
+from .sources import MixedRows, load_source
+from .visual_genome import VisualGenomeRegions
+
+__all__ = ["LargeScaleJitter", "MixedRows", "RegionCollator", "RegionFolder", "VisualGenomeRegions", "load_source"]

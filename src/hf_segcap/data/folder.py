@@ -1,0 +1,103 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""Your own data: a folder of images and one JSON-lines file.
+
+```
+my_data/
+  regions.jsonl
+  images/cat.jpg
+```
+with one line per image (shown on several lines here):
+```
+{"image": "images/cat.jpg",
+ "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat", "a cat asleep"]},
+             {"box": [210, 40, 300, 120], "phrase": "a red cup"}]}
+```
+`box` is x0, y0, x1, y1 in pixels of the upright image. Optional: `mask` (COCO run-length code), `category` per region;
+`image_id`, `caption`, `task` ("caption" or "recognition") per image.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .sources import StoredRows
+
+_EXAMPLE = '{"image": "images/cat.jpg", "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat"]}]}'
+
+
+class RegionFolder(StoredRows):
+    """Rows of a JSON-lines file with image paths, see the module's description. Images are opened when a row is asked for.
+
+    Args:
+        root: folder that image paths are relative to.
+        annotations: the JSON-lines file, relative to `root` or absolute.
+        limit: use the first lines only.
+
+    Raises:
+        ValueError: the file is missing or a line of it is unusable: the message names file and line, what is wrong and
+            what is expected. All lines are checked at once, when the data set is made; images must exist.
+    """
+
+    def __init__(self, root: str | Path, annotations: str | Path = "regions.jsonl", limit: int | None = None) -> None:
+        self.root = Path(root)
+        path = self.root / annotations
+        if not path.is_file():
+            raise ValueError(f"there is no {path}: expected a file with one line per image such as {_EXAMPLE}")
+        rows: list[dict[str, Any]] = []
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if limit is not None and len(rows) >= limit:
+                    break
+                if line.strip():
+                    rows.append(_parse_line(line, f"{path}, line {number}", self.root, len(rows)))
+        if not rows:
+            raise ValueError(f"{path} has no rows, expected lines such as {_EXAMPLE}")
+        super().__init__(rows)
+
+
+def _parse_line(line: str, where: str, root: Path, index: int) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); each line is one complete object: {_EXAMPLE}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("image"), str):
+        raise ValueError(f'{where}: expected an object with the path of an "image", for example {_EXAMPLE}')
+    path = root / content["image"]
+    if not path.is_file():
+        raise ValueError(f"{where}: there is no image {path}; paths are relative to {root}")
+    if not isinstance(content.get("regions"), list):
+        raise ValueError(f'{where}: expected a list of "regions", got {content.get("regions")!r}')
+    return {
+        "image": path,
+        "image_id": content.get("image_id", index),
+        "caption": content.get("caption"),
+        "task": content.get("task"),
+        "regions": [_parse_region(r, f"{where}, region {i}") for i, r in enumerate(content["regions"])],
+    }
+
+
+def _parse_region(region: Any, where: str) -> dict[str, Any]:
+    if not isinstance(region, dict):
+        raise ValueError(f'{where}: expected an object with "box" and "phrases", got {region!r}')
+    phrases = [region["phrase"]] if "phrase" in region else region.get("phrases")
+    if not isinstance(phrases, list) or not phrases or not all(isinstance(text, str) for text in phrases):
+        raise ValueError(f'{where}: expected "phrases" (a list of texts) or "phrase" (a text), got {phrases!r}')
+    try:
+        box = np.asarray(region.get("box"), dtype=np.float64)
+    except (TypeError, ValueError):
+        box = np.zeros(0)
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise ValueError(f'{where}: expected a "box" of 4 numbers x0, y0, x1, y1 in pixels, got {region.get("box")!r}')
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise ValueError(
+            f"{where}: the box {box.tolist()} is empty or inverted, expected x0 < x1 and y0 < y1 (two corners, not width "
+            "and height)"
+        )
+    mask = region.get("mask")
+    if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
+        raise ValueError(f'{where}: expected a "mask" of the form {{"size": [h, w], "counts": ...}}, got {mask!r}')
+    return {"box": box.tolist(), "phrases": phrases, "mask": mask, "category": region.get("category")}

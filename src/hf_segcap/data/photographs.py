@@ -1,0 +1,167 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""Regions of real photographs with words measured from their pixels.
+
+The photographs come inside scikit-image (public domain or CC0) and this package; some are never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from torch.utils.data import Dataset
+
+from ..assets import bundled_photograph
+from ..images import load_image
+from ..masks import encode_rle
+from .describe import describe_region, vocabulary_captions
+
+# Public domain: astronaut, hubble_deep_field (NASA), rocket (SpaceX), retina. CC0: chelsea, coffee, brick, grass, gravel, lemur.
+PHOTOGRAPHS = {
+    "train": ("astronaut", "chelsea", "rocket", "hubble_deep_field", "retina", "brick", "grass", "gravel"),
+    "held_out": ("coffee", "lemur"),
+}
+_LONGEST_SIDE = 448  # of a photograph before cropping
+_SEGMENT_SHARE = (0.004, 0.5)  # of the crop: smaller and larger segments are not described
+
+
+@cache
+def load_photograph(name: str) -> Image.Image:
+    """One of `PHOTOGRAPHS`, RGB, at most 448 pixels on its longest side.
+
+    Raises:
+        ImportError: scikit-image, which holds most of them, is not installed.
+    """
+    if name == "lemur":
+        path = Path(bundled_photograph(name))
+    else:
+        try:
+            import skimage.data
+        except ImportError as error:
+            raise ImportError("The photographs come with scikit-image: pip install hf_segcap[demo]") from error
+        folder = Path(skimage.data.__file__).parent
+        path = next(p for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.exists())
+    image = load_image(path)
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.BICUBIC)
+    return image
+
+
+@cache
+def segment_photograph(name: str) -> np.ndarray:
+    """Regions of similar colour (Felzenszwalb and Huttenlocher, 2004) of a photograph, (H, W) integer labels."""
+    from skimage.segmentation import felzenszwalb
+
+    return felzenszwalb(np.asarray(load_photograph(name)), scale=220, sigma=0.8, min_size=160)
+
+
+def random_box(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box of random size (8 to 60 % of each side) and place inside an image of `size` (height, width)."""
+    height, width = size
+    box_width = max(4, int(rng.uniform(0.08, 0.6) * width))
+    box_height = max(4, int(rng.uniform(0.08, 0.6) * height))
+    x0, y0 = int(rng.integers(0, width - box_width + 1)), int(rng.integers(0, height - box_height + 1))
+    return x0, y0, x0 + box_width, y0 + box_height
+
+
+class PhotographRegions(Dataset):
+    """Rows of photographs (the row format of `hf_segcap.data.sources`); row i depends on `seed` and i only.
+
+    Regions are random boxes without a mask, described by all their pixels, and segments of similar colour with a mask,
+    kept if the box around them would be given the same colour word.
+
+    Args:
+        n: number of rows.
+        split: "train" or "held_out".
+        seed: of all random decisions.
+        boxes: random boxes per row.
+        segments: segments per row, at most.
+        augment: crops, flips and changes colours. Without, rows are whole photographs in turn.
+    """
+
+    def __init__(
+        self, n: int, split: str = "train", seed: int = 0, boxes: int = 6, segments: int = 4, augment: bool = True
+    ) -> None:
+        if split not in PHOTOGRAPHS:
+            raise ValueError(f"split must be one of {list(PHOTOGRAPHS)}, got {split!r}")
+        self.n, self.split, self.seed, self.boxes, self.segments = n, split, seed, boxes, segments
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.n:
+            raise IndexError(f"row {index} of {self.n}")
+        rng = np.random.default_rng([self.seed, index])
+        names = PHOTOGRAPHS[self.split]
+        name = names[int(rng.integers(len(names)))] if self.augment else names[index % len(names)]
+        image, labels = load_photograph(name), segment_photograph(name) if self.segments else None
+        if self.augment:
+            image, labels = _augment(image, labels, rng)
+        pixels = np.asarray(image)
+        regions = [self._box_region(pixels, rng) for _ in range(self.boxes)]
+        if labels is not None:
+            regions += self._segment_regions(pixels, labels, rng)
+        return {
+            "image": image,
+            "image_id": index,
+            "width": image.width,
+            "height": image.height,
+            "caption": None,
+            "regions": regions,
+        }
+
+    @staticmethod
+    def _box_region(pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        box = random_box(rng, pixels.shape[:2])
+        caption = describe_region(pixels, box).caption()
+        return {"box": [float(v) for v in box], "phrases": [caption], "mask": None, "category": None}
+
+    def _segment_regions(
+        self, pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> list[dict[str, Any]]:
+        values, counts = np.unique(labels, return_counts=True)
+        share = counts / labels.size
+        regions: list[dict[str, Any]] = []
+        for value in rng.permutation(values[(share > _SEGMENT_SHARE[0]) & (share < _SEGMENT_SHARE[1])]):
+            if len(regions) == self.segments:
+                break
+            mask = labels == value
+            ys, xs = np.nonzero(mask)
+            box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+            words = describe_region(pixels, box, mask)
+            if words.colour == describe_region(pixels, box).colour:
+                regions.append(
+                    {"box": list(box), "phrases": [words.caption()], "mask": encode_rle(mask), "category": None}
+                )
+        return regions
+
+    def texts(self) -> Iterator[str]:
+        """Captions with every word of the generated world."""
+        return vocabulary_captions()
+
+
+def _augment(
+    image: Image.Image, labels: np.ndarray | None, rng: np.random.Generator
+) -> tuple[Image.Image, np.ndarray | None]:
+    """Random crop (40 to 100 % of each side), flip, and colours: saturation, brightness, channel order, one channel's gain."""
+    width, height = image.size
+    crop_width, crop_height = (int(side * rng.uniform(0.4, 1)) for side in (width, height))
+    left, top = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
+    image = image.crop((left, top, left + crop_width, top + crop_height))
+    labels = None if labels is None else labels[top : top + crop_height, left : left + crop_width]
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        labels = None if labels is None else labels[:, ::-1]
+    image = ImageEnhance.Color(image).enhance(rng.uniform(0.4, 2.5))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.5, 1.5))
+    pixels = np.asarray(image).astype(np.float64)
+    if rng.random() < 0.4:
+        pixels = pixels[..., rng.permutation(3)]
+    if rng.random() < 0.5:
+        pixels[..., int(rng.integers(3))] *= rng.uniform(0.5, 1.3)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), labels

@@ -1,0 +1,272 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""Training recipes: YAML files read into checked dataclasses."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import TrainingArguments
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@strict
+@dataclass(kw_only=True)
+class ModelSection:
+    """Where the model comes from: exactly one of `from_pretrained`, `from_sam` (with `language_model`), `config`.
+
+    Attributes:
+        from_pretrained: folder or Hub id of a SamCaption checkpoint.
+        from_sam: folder or Hub id of a SAM checkpoint to start a new training from.
+        language_model: folder or Hub id of any causal language model, with `from_sam`.
+        config: fields of `SamCaptionConfig` for a model from scratch; with `from_sam`, fields to change.
+        dtype: of the weights, "float32", "bfloat16" or "float16".
+    """
+
+    from_pretrained: str | None = None
+    from_sam: str | None = None
+    language_model: str | None = None
+    config: dict | None = None
+    dtype: str = "float32"
+
+
+@strict
+@dataclass(kw_only=True)
+class TokenizerSection:
+    """`from_pretrained` (default: the one of the language model), or `train` ("word" or "bpe") on the captions."""
+
+    from_pretrained: str | None = None
+    train: str | None = None
+    vocab_size: int = 1000
+
+
+@strict
+@dataclass(kw_only=True)
+class SourceSection:
+    """One data source: its name in `hf_segcap.data.sources`, its arguments, its weight in the mixture."""
+
+    source: str
+    args: dict = field(default_factory=dict)
+    weight: float | int = 1.0
+
+
+@strict
+@dataclass(kw_only=True)
+class DataSection:
+    train: list[SourceSection]
+    eval: list[SourceSection] = field(default_factory=list)
+
+
+@strict
+@dataclass(kw_only=True)
+class LoraSection:
+    """LoRA on the language model; `target_modules` defaults to the model's `lora_target_modules`."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float | int = 0.0
+    target_modules: str | list[str] | None = None
+
+
+@strict
+@dataclass(kw_only=True)
+class CollatorSection:
+    max_regions: int | None = 16
+    with_masks: bool = False
+    prompt_kinds: dict[str, float | int] | None = None
+    task: str = "caption"
+
+
+@strict
+@dataclass(kw_only=True)
+class JitterSection:
+    min_scale: float | int = 0.1
+    max_scale: float | int = 2.0
+    flip_probability: float | int = 0.5
+
+
+@strict
+@dataclass(kw_only=True)
+class EvaluationSection:
+    """`max_rows` bounds the evaluation set (first rows); `generate` writes captions, not only the loss."""
+
+    max_rows: int | None = 800
+    generate: bool = True
+
+
+@strict
+@dataclass(kw_only=True)
+class Recipe:
+    """A complete training run.
+
+    Attributes:
+        model, tokenizer, data, collator, evaluation: sections, see their classes.
+        freeze: what is trained: "text_mixer" (the paper), "text_mixer+lora" or "all".
+        lora: with "text_mixer+lora".
+        large_scale_jitter: the augmentation of the paper, or absent.
+        frozen_features: folder of the feature cache: each image is encoded once; not together with the jitter.
+        training: keyword arguments of `transformers.TrainingArguments`.
+        generation: keyword arguments of the saved `GenerationConfig`, also used in the evaluation.
+        save_dtype: of the saved weights (default: as trained).
+        seed: of everything.
+    """
+
+    model: ModelSection
+    data: DataSection
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
+    freeze: str = "text_mixer"
+    lora: LoraSection | None = None
+    collator: CollatorSection = field(default_factory=CollatorSection)
+    large_scale_jitter: JitterSection | None = None
+    frozen_features: str | None = None
+    training: dict = field(default_factory=dict)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    generation: dict = field(default_factory=dict)
+    save_dtype: str | None = None
+    seed: int = 42
+
+    # TrainingArguments that the recipe sets in other ways.
+    reserved_arguments: ClassVar[tuple[str, ...]] = ("output_dir", "seed", "remove_unused_columns", "label_names")
+
+    def __post_init__(self) -> None:
+        model, tokenizer = self.model, self.tokenizer
+        given = [name for name in ("from_pretrained", "from_sam") if getattr(model, name)]
+        if len(given) > 1 or (not given and not model.config):
+            raise ValueError(f"model: expected one of from_pretrained, from_sam, config, got {given or 'none'}")
+        if bool(model.from_sam) != bool(model.language_model):
+            raise ValueError("model: from_sam and language_model are given together or not at all")
+        if model.from_pretrained and model.config:
+            raise ValueError("model: config cannot be changed with from_pretrained, remove it")
+        if tokenizer.train and (tokenizer.from_pretrained or given):
+            raise ValueError("tokenizer: train is for models from scratch (model: config), without from_pretrained")
+        if not given and not (tokenizer.train or tokenizer.from_pretrained):
+            raise ValueError("tokenizer: a model from scratch needs train or from_pretrained")
+        if (self.freeze == "text_mixer+lora") != (self.lora is not None):
+            raise ValueError(
+                f'lora goes with freeze: "text_mixer+lora", got freeze: {self.freeze!r}, lora: {self.lora}'
+            )
+        if self.large_scale_jitter and self.frozen_features:
+            raise ValueError(
+                "large_scale_jitter changes every image, so frozen_features (each image encoded once) cannot be used "
+                "with it: remove one of them"
+            )
+        if not self.data.train:
+            raise ValueError("data: train is empty, expected at least one source")
+        allowed = {f.name for f in dataclasses.fields(TrainingArguments) if f.init} - set(self.reserved_arguments)
+        _refuse_unknown(self.training, allowed, "training")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 4e-4 as a text; people mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        source: a YAML file, the name of a bundled recipe ("region_captioning_default"), or the content as a mapping.
+        overrides: "section.key=value", the value in YAML; sections are made where they are missing, list items are
+            numbered: "data.train.0.args.n=100".
+
+    Raises:
+        ValueError: unreadable file, unknown key (the message names it and the allowed ones), wrong type, contradiction.
+    """
+    if isinstance(source, Mapping):
+        content = yaml.load(yaml.safe_dump(dict(source)), _Loader)
+    else:
+        content = _read(source)
+    for override in overrides:
+        _apply_override(content, override)
+    return _build(Recipe, content, "recipe")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, all defaults written out."""
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if not path.exists():
+        bundled = RECIPES / f"{source}.yaml"
+        if not bundled.exists():
+            names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+            raise ValueError(f"there is no recipe {str(source)!r}: expected a YAML file or one of {names}")
+        path = bundled
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping with the sections of a recipe, got {type(content).__name__}")
+    return content
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise ValueError(f"override {override!r}: expected key=value, for example training.max_steps=100")
+    *parents, last = name.split(".")
+    target: Any = content
+    for key in parents:
+        if isinstance(target, dict) and target.get(key) is None:
+            target[key] = {}
+        target = target[_item(target, key, override)]
+    target[_item(target, last, override)] = yaml.load(text, _Loader)
+
+
+def _item(target: Any, key: str, override: str) -> str | int:
+    if isinstance(target, dict):
+        return key
+    if isinstance(target, list) and key.isdigit() and int(key) < len(target):
+        return int(key)
+    raise ValueError(f"override {override!r}: {key!r} is not inside a section or an item of a list of the recipe")
+
+
+def _refuse_unknown(given: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"{where}: unknown key {key!r}, allowed are {', '.join(sorted(allowed))}")
+
+
+_SECTIONS: dict[tuple[type, str], type] = {
+    (Recipe, "model"): ModelSection,
+    (Recipe, "tokenizer"): TokenizerSection,
+    (Recipe, "data"): DataSection,
+    (Recipe, "lora"): LoraSection,
+    (Recipe, "collator"): CollatorSection,
+    (Recipe, "large_scale_jitter"): JitterSection,
+    (Recipe, "evaluation"): EvaluationSection,
+    (DataSection, "train"): SourceSection,
+    (DataSection, "eval"): SourceSection,
+}
+
+
+def _build(cls: type, content: Any, where: str) -> Any:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: expected a mapping, got {content!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    _refuse_unknown(content, set(fields), where)
+    values = {}
+    for key, value in content.items():
+        section = _SECTIONS.get((cls, key))
+        if section is not None and isinstance(value, list):
+            value = [_build(section, item, f"{where}.{key}[{i}]") for i, item in enumerate(value)]
+        elif section is not None and value is not None:
+            value = _build(section, value, f"{where}.{key}")
+        values[key] = value
+    try:
+        return cls(**values)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error

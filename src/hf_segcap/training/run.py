@@ -1,0 +1,245 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""`hf-segcap train RECIPE`: one recipe -> one trained, saved model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from transformers import AutoModelForCausalLM, AutoTokenizer, SamModel, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..data.augmentation import LargeScaleJitter
+from ..data.collator import RegionCollator
+from ..data.sources import MixedRows, iter_texts, load_source
+from .features import FeatureCache
+from .recipe import Recipe, SourceSection, dump_recipe, load_recipe
+from .tokenizer import train_tokenizer
+from .trainer import SegCapTrainer, caption_metrics
+
+logger = logging.get_logger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    output: str | Path = "output",
+    resume: bool = False,
+) -> dict[str, float]:
+    """Trains what a recipe describes and saves model, processor and the complete recipe in `output`.
+
+    Works under `torchrun`. With LoRA, `output` holds the merged model and `output/adapter` the adapter.
+
+    Args:
+        recipe: a YAML file, the name of a bundled recipe, or its content.
+        overrides: "section.key=value".
+        output: folder; checkpoints go there as well.
+        resume: continue from the last checkpoint in `output` (from the start if there is none).
+
+    Returns:
+        metrics of the training and, with evaluation data, of the final evaluation.
+
+    Raises:
+        ValueError: an unusable recipe, or `output` holds checkpoints of an earlier run and `resume` is False.
+    """
+    parsed = load_recipe(recipe, overrides)
+    output = Path(output)
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if checkpoint and not resume:
+        raise ValueError(f"{output} holds checkpoints of an earlier run: resume it (--resume) or name another folder")
+
+    set_seed(parsed.seed)
+    arguments = _training_arguments(parsed, output)
+    train_rows = _load_rows(parsed.data.train, parsed.seed)
+    eval_rows = _evaluation_rows(parsed)
+    model, processor = build_model(parsed, train_rows)
+    trained = _with_lora(model, parsed)
+
+    features = None
+    if parsed.frozen_features:
+        features = _build_features(parsed, model, processor, [train_rows, eval_rows], arguments)
+    augmentation = None
+    if parsed.large_scale_jitter is not None:
+        augmentation = LargeScaleJitter(
+            model.config.vision_config.image_size, **dataclasses.asdict(parsed.large_scale_jitter)
+        )
+    collator = RegionCollator(
+        processor,
+        max_regions=parsed.collator.max_regions,
+        augmentation=augmentation,
+        with_masks=parsed.collator.with_masks,
+        prompt_kinds=parsed.collator.prompt_kinds,
+        features=features,
+        task=parsed.collator.task,
+        seed=parsed.seed,
+    )
+    trainer = SegCapTrainer(
+        model=trained,
+        args=arguments,
+        data_collator=collator,
+        processing_class=processor,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        compute_metrics=caption_metrics(processor) if eval_rows is not None and parsed.evaluation.generate else None,
+    )
+    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    if eval_rows is not None:
+        metrics |= trainer.evaluate()
+    if trainer.is_world_process_zero():
+        _save(parsed, trained, processor, output)
+        trainer.log_metrics("final", metrics)
+        trainer.save_metrics("final", metrics, combined=False)
+    trainer.save_state()
+    return metrics
+
+
+def build_model(recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
+    """Model (policy of `freeze` applied, without LoRA) and processor of a recipe.
+
+    Args:
+        recipe: see [`Recipe`].
+        train_rows: the data whose captions a new tokenizer is learnt from.
+    """
+    from ..models.sam_caption.configuration_sam_caption import SamCaptionConfig
+    from ..models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
+    from ..models.sam_caption.processing_sam_caption import SamCaptionProcessor, sam_image_processor
+
+    section, dtype = recipe.model, _dtype(recipe.model.dtype)
+    if section.from_pretrained:
+        model = SamCaptionForRegionCaptioning.from_pretrained(section.from_pretrained, dtype=dtype)
+        processor = SamCaptionProcessor.from_pretrained(section.from_pretrained)
+        if recipe.tokenizer.from_pretrained:
+            tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained)
+            processor = SamCaptionProcessor(processor.image_processor, tokenizer)
+    elif section.from_sam:
+        model = SamCaptionForRegionCaptioning.from_sam_and_language_model(
+            SamModel.from_pretrained(section.from_sam, dtype=dtype),
+            AutoModelForCausalLM.from_pretrained(str(section.language_model), dtype=dtype),
+            **(section.config or {}),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained or section.language_model)
+    else:
+        tokenizer = _new_tokenizer(recipe, train_rows)
+        config = SamCaptionConfig(**_with_vocabulary(section.config or {}, tokenizer))
+        model = SamCaptionForRegionCaptioning(config).to(dtype)
+    if not section.from_pretrained:
+        vision = model.config.vision_config
+        processor = SamCaptionProcessor(sam_image_processor(vision.image_size, vision.patch_size), tokenizer)
+    if recipe.generation:
+        unknown = model.generation_config.update(**recipe.generation)
+        if unknown:
+            raise ValueError(f"generation: unknown keys {sorted(unknown)}, expected fields of GenerationConfig")
+    if recipe.freeze != "text_mixer+lora":
+        model.freeze_for(recipe.freeze)
+    return model, processor
+
+
+def _with_lora(model: Any, recipe: Recipe) -> Any:
+    if recipe.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # The text mixer is trained as well: it is saved with the adapter.
+    config = LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules=recipe.lora.target_modules or model.lora_target_modules,
+        modules_to_save=list(model.text_mixer_modules),
+    )
+    wrapped = get_peft_model(model, config)
+    model.freeze_for(recipe.freeze)
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # the copy from before the training, which `modules_to_save` keeps
+            parameter.requires_grad_(False)
+    return wrapped
+
+
+def _save(recipe: Recipe, trained: Any, processor: Any, output: Path) -> None:
+    if recipe.lora is not None:
+        trained.save_pretrained(output / "adapter")
+        trained = trained.merge_and_unload()
+    if recipe.save_dtype:
+        trained = trained.to(_dtype(recipe.save_dtype))
+    trained.save_pretrained(output)
+    processor.save_pretrained(output)
+    (output / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+
+
+def _training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
+    options = {"report_to": "none", **recipe.training}
+    return TrainingArguments(
+        output_dir=str(output), seed=recipe.seed, remove_unused_columns=False, label_names=["labels"], **options
+    )
+
+
+def _load_rows(sources: Sequence[SourceSection], seed: int) -> Any:
+    loaded = [load_source(section.source, **section.args) for section in sources]
+    if len(loaded) == 1:
+        return loaded[0]
+    return MixedRows(loaded, [float(section.weight) for section in sources], seed)
+
+
+def _evaluation_rows(recipe: Recipe) -> Any:
+    """All evaluation sources one after the other, cut to the first `max_rows` of each."""
+    limit = recipe.evaluation.max_rows
+    rows: list[Dataset] = []
+    for section in recipe.data.eval:
+        source = load_source(section.source, **section.args)
+        rows.append(source if limit is None or len(source) <= limit else Subset(source, range(limit)))
+    if len(rows) > 1:
+        return ConcatDataset(rows)
+    return rows[0] if rows else None
+
+
+def _build_features(
+    recipe: Recipe, model: Any, processor: Any, data: Sequence[Any], arguments: TrainingArguments
+) -> FeatureCache:
+    if recipe.freeze == "all":
+        raise ValueError('frozen_features needs a frozen image encoder, but freeze is "all"')
+    directory = Path(str(recipe.frozen_features))
+    model.to(arguments.device)
+    for rows in data:
+        if rows is not None:
+            FeatureCache.build(
+                model,
+                processor,
+                rows,
+                directory,
+                batch_size=arguments.per_device_eval_batch_size,
+                process_index=arguments.process_index,
+                num_processes=arguments.world_size,
+            )
+    if arguments.world_size > 1:
+        torch.distributed.barrier()
+    return FeatureCache.open(model, processor, directory)
+
+
+def _new_tokenizer(recipe: Recipe, train_rows: Any) -> Any:
+    if recipe.tokenizer.from_pretrained:
+        return AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained)
+    return train_tokenizer(iter_texts(train_rows), str(recipe.tokenizer.train), recipe.tokenizer.vocab_size)
+
+
+def _with_vocabulary(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The configuration with the tokenizer's size and ids in its `text_config`."""
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return {**config, "text_config": {**ids, **config.get("text_config", {})}}
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ValueError(f"unknown dtype {name!r}, expected one of {sorted(_DTYPES)}")
+    return _DTYPES[name]

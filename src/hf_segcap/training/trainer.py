@@ -1,0 +1,163 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""A thin `Trainer` for models whose labels are (images, regions, tokens)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainerCallback
+
+from ..data.collator import RegionCollator
+
+# Everything a model's `generate` takes of a batch; the rest are targets.
+_TARGETS = ("input_ids", "attention_mask", "labels", "target_masks")
+_IGNORE = -100
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the collator which epoch it is, so that its draws are the same after a resume."""
+
+    def __init__(self, collator: RegionCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.set_epoch(int(state.epoch or 0))
+
+
+class SegCapTrainer(Trainer):
+    """`transformers.Trainer` with three additions: evaluation by generation for (B, P, L) labels, an evaluation collator
+    of its own, and a training collator whose draws survive a resume.
+
+    With `compute_metrics`, evaluation passes it `predictions` (N, P, T) and `label_ids` (N, P, L), int64 token ids with
+    -100 on padding (of tokens and of regions); [`decode_captions`] turns them into texts.
+
+    Args:
+        eval_collator: batches of `evaluate` and `predict`. Default: the evaluation rules of a [`RegionCollator`] given
+            as `data_collator`, else the same `data_collator`.
+        predict_with_generate: write captions when predictions are asked for; otherwise they are the model's outputs.
+        generation_kwargs: keyword arguments of the model's `generate`.
+        max_caption_length: longest caption in tokens, of labels and predictions; arrays of predictions are padded to it.
+
+    Raises:
+        ValueError: (in evaluation) a caption longer than `max_caption_length`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        eval_collator: Callable | None = None,
+        predict_with_generate: bool = True,
+        generation_kwargs: dict[str, Any] | None = None,
+        max_caption_length: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator: Callable
+        # Rows have other columns than the model's forward has arguments: the collator needs them all.
+        self.args.remove_unused_columns = False
+        if self.args.label_names is None:
+            # The default is every argument with "label" in its name, `point_labels` included.
+            self.label_names = ["labels"]
+        self.predict_with_generate = predict_with_generate
+        self.generation_kwargs = dict(generation_kwargs or {})
+        self.max_caption_length = max_caption_length
+        self.eval_collator = eval_collator
+        if isinstance(self.data_collator, RegionCollator):
+            self.eval_collator = eval_collator or self.data_collator.for_evaluation()
+            self.add_callback(_EpochCallback(self.data_collator))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        with self._evaluation_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        with self._evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluation_collator(self) -> Iterator[None]:
+        collator = self.data_collator
+        self.data_collator = self.eval_collator or collator
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Loss by a forward pass, predictions by `generate`: (B, P, T) and (B, P, L), -100 on padding."""
+        generate = self.predict_with_generate and not prediction_loss_only
+        loss, outputs, labels = super().prediction_step(
+            model, inputs, prediction_loss_only=prediction_loss_only or generate, ignore_keys=ignore_keys
+        )
+        if not generate:
+            return loss, outputs, labels
+        inputs = self._prepare_inputs(inputs)
+        prompts = {name: value for name, value in inputs.items() if name not in _TARGETS}
+        captioner: Any = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            sequences = captioner.generate(**prompts, **self.generation_kwargs)
+        if sequences.ndim == 4:  # several heads or returned sequences: the first
+            sequences = sequences[:, :, 0]
+        sequences = _mask_after_end(sequences, captioner.generation_config.eos_token_id)
+        sequences = sequences.masked_fill(~inputs["prompt_mask"][..., None], _IGNORE)
+        return loss, self._pad(sequences), self._pad(inputs["labels"]) if "labels" in inputs else None
+
+    def _pad(self, ids: torch.Tensor) -> torch.Tensor:
+        # Batches are concatenated by code that pads dimension 1 (regions) only.
+        missing = self.max_caption_length - ids.shape[-1]
+        if missing < 0:
+            raise ValueError(
+                f"a caption has {ids.shape[-1]} tokens, more than max_caption_length={self.max_caption_length}: "
+                "raise it, or bound the captions (max_new_tokens in generation_kwargs)"
+            )
+        return F.pad(ids, (0, missing), value=_IGNORE)
+
+
+def _mask_after_end(ids: torch.Tensor, end: int | list[int] | None) -> torch.Tensor:
+    """-100 on everything after the first end token: what is there is padding, whatever its id."""
+    if end is None:
+        return ids
+    is_end = torch.isin(ids, torch.as_tensor(end, device=ids.device))
+    after = is_end.long().cumsum(dim=-1) - is_end.long() > 0
+    return ids.masked_fill(after, _IGNORE)
+
+
+def decode_captions(processor: Any, ids: np.ndarray) -> list[list[str]]:
+    """Token ids (N, P, T) with -100 on padding -> for every image the captions of its regions (padded regions, all
+    -100, are left out)."""
+    ids = np.asarray(ids)
+    return processor.post_process_captions(ids, prompt_mask=(ids >= 0).any(axis=-1))
+
+
+def caption_metrics(processor: Any) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A `compute_metrics` for quick monitoring: the share of captions equal to their reference, and the mean F1 of their
+    words. Not comparable with published caption metrics."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        candidates = sum(decode_captions(processor, prediction.predictions), [])
+        references = sum(decode_captions(processor, prediction.label_ids), [])
+        pairs = list(zip(candidates, references, strict=True))
+        return {
+            "exact_match": float(np.mean([a == b for a, b in pairs])) if pairs else float("nan"),
+            "word_f1": float(np.mean([_word_f1(a.split(), b.split()) for a, b in pairs])) if pairs else float("nan"),
+        }
+
+    return compute
+
+
+def _word_f1(candidate: list[str], reference: list[str]) -> float:
+    common = len(set(candidate) & set(reference))
+    return 2 * common / max(len(set(candidate)) + len(set(reference)), 1)
