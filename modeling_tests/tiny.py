@@ -19,6 +19,12 @@ IMAGE_SIZE = 64
 PATCH_SIZE = 8
 # SAM predicts (and accepts) masks at four times the resolution of its feature grid
 LOW_RES_MASK_SIZE = 4 * IMAGE_SIZE // PATCH_SIZE
+IMAGE_PROCESSOR_SIZES = {
+    "size": {"longest_edge": IMAGE_SIZE},
+    "pad_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "mask_size": {"longest_edge": LOW_RES_MASK_SIZE},
+    "mask_pad_size": {"height": LOW_RES_MASK_SIZE, "width": LOW_RES_MASK_SIZE},
+}
 
 END_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN = "<|endoftext|>", "<|pad|>", "<|unk|>"
 END_ID, PAD_ID = 0, 1
@@ -140,18 +146,21 @@ def tiny_tokenizer(*, pad_token: bool = True, add_bos: bool = False) -> PreTrain
     )
 
 
+def sam_image_processors() -> dict[str, type]:
+    """SAM's image processors by backend: "pil", and "torchvision" where that is installed."""
+    from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+    if not is_torchvision_available():
+        return {"pil": SamImageProcessorPil}
+    from transformers.models.sam.image_processing_sam import SamImageProcessor
+
+    return {"pil": SamImageProcessorPil, "torchvision": SamImageProcessor}
+
+
 def tiny_image_processor() -> Any:
     """SAM's image processor for 64-pixel images: the torchvision backend where torchvision is installed, else Pillow's."""
-    if is_torchvision_available():
-        from transformers.models.sam.image_processing_sam import SamImageProcessor as ImageProcessor
-    else:
-        from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil as ImageProcessor
-    return ImageProcessor(
-        size={"longest_edge": IMAGE_SIZE},
-        pad_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        mask_size={"longest_edge": LOW_RES_MASK_SIZE},
-        mask_pad_size={"height": LOW_RES_MASK_SIZE, "width": LOW_RES_MASK_SIZE},
-    )
+    backends = sam_image_processors()
+    return backends.get("torchvision", backends["pil"])(**IMAGE_PROCESSOR_SIZES)
 
 
 def tiny_processor(**tokenizer_kwargs: Any) -> SamCaptionProcessor:

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import transformers
 from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 AUTO_MODULE = "segcap_auto"
@@ -48,9 +47,9 @@ def registered_classes(config_class: type[PreTrainedConfig]) -> dict[str, type]:
     """
     classes: dict[str, type] = {"AutoConfig": config_class}
     for name in sorted(n for n in dir(transformers) if n.startswith("AutoModel")):
-        auto: Any = getattr(transformers, name, None)
-        if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass) and config_class in auto._model_mapping:
-            classes[name] = auto._model_mapping[config_class]
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None) or {}
+        if config_class in mapping:
+            classes[name] = mapping[config_class]
     if config_class in PROCESSOR_MAPPING:
         classes["AutoProcessor"] = PROCESSOR_MAPPING[config_class]
     return classes

@@ -1,0 +1,2 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""The tasks that `transformers.pipeline` learns from this package, one module each."""

@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""`pipeline("region-captioning")`: says what is in the regions of an image."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, GenerationMixin
+
+from ..everything import ProposalSettings, propose_masks
+from ..images import load_image
+from ..masks import mask_to_box
+from ..prompts import RegionPrompts, parse_prompts, scale_prompts
+from .base import PromptedImagePipeline, as_list, pad_prompts, show_progress
+
+_FORWARD_NAMES = ("task", "multimask_output", "prompts_per_batch", "return_masks")
+_GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | set(
+    inspect.signature(GenerationMixin.generate).parameters
+) - {"self", "inputs", "kwargs"}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """All of an item but its pixels. `prompts` is None for everything mode."""
+
+    original_size: tuple[int, int]
+    reshaped_size: tuple[int, int]
+    prompts: RegionPrompts | None
+    model_prompts: dict[str, torch.Tensor]
+
+
+class RegionCaptioningPipeline(PromptedImagePipeline):
+    """Captions the regions of an image that boxes, points or masks name, or everything in it.
+
+    ```python
+    >>> import hf_segcap
+    >>> from transformers import pipeline
+
+    >>> captioner = pipeline("region-captioning", model="xk-huang/segment-caption-anything-gpt2_large-vg")
+    >>> captioner("photo.jpg", boxes=[[100, 40, 260, 300]])
+    [{'caption': 'a brown dog', 'score': 0.97, 'box': {'xmin': 100.0, ...}, 'mask': array([[False, ...]])}]
+    >>> captioner("photo.jpg")  # everything
+    ```
+
+    The image encoder runs once per image. In everything mode SAM's own masks on a grid of points are the proposals, and
+    only those that pass its filters are captioned, from the point that produced them (Huang et al., CVPR 2024, section
+    on the demo). Without a model, `pipeline("region-captioning")` loads the small one that comes with the package.
+    """
+
+    _pipeline_calls_generate = True
+
+    def __call__(  # type: ignore[override]
+        self,
+        image: Any,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
+        masks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Captions regions of one image or many.
+
+        Args:
+            image: path, URL, bytes, PIL image, array (H, W[, C]) or tensor; or a dict with "image" and any of "boxes",
+                "points", "point_labels", "masks" for prompts of its own; or a list, generator or dataset of these.
+            boxes: one box [xmin, ymin, xmax, ymax] or a list of P of them, in pixels of the original image.
+            points: one point [x, y], P points [[x, y], ...] (one per region), or [[[x, y], ...], ...] with several
+                points per region, in pixels of the original image.
+            point_labels: 1 (inside the region) or 0 (outside) for each point; 1 if not given.
+            masks: P masks (H, W) of the size of the image, bool or 0/1.
+            points_per_side, points_per_batch, pred_iou_thresh, stability_score_thresh, stability_score_offset,
+                box_nms_thresh: for everything mode, which runs when no prompt is given; see
+                [`~hf_segcap.everything.ProposalSettings`]. Defaults: those of the model (`config.everything`, if it has
+                them), else SAM's.
+            task: "caption" or "recognition" (a word instead of a phrase, where the model was trained for it).
+            multimask_output: take the best of three masks (True, the default) or the one for unambiguous prompts. Everything
+                mode always considers all three.
+            prompts_per_batch: regions that are captioned at once; bounds memory, changes no result. Default: all.
+            return_masks: leave out "mask" if False.
+            batch_size: images that are encoded at once.
+            timeout: seconds to wait for a URL.
+            progress: no progress bars if False. They appear for lists of more than 8 images and for grids that take
+                longer than three seconds.
+            kwargs: any argument of `generate`: `max_new_tokens`, `num_beams`, `do_sample`, ...
+
+        Returns:
+            For one image a list with a dict per region, in the order of the prompts (everything mode: by descending score;
+            empty if nothing passes the filters):
+            - "caption" (str). With `num_return_sequences` above 1 the first of "captions" (list of str).
+            - "score" (float): the IoU that the model predicts for its mask of the region, about 0 to 1.
+            - "box" ({"xmin", "ymin", "xmax", "ymax"}, floats in pixels): the given box, or where no box was given the first
+              and last column and row of the mask (zeros if it is empty).
+            - "mask" (bool array (H, W)): the mask with the best score.
+            - "stability_score" (float) and "point" ({"x", "y"}) in everything mode only.
+            For a list a list of these, for a generator or dataset an iterator over these.
+
+        Raises:
+            ValueError, TypeError: an image or a prompt that cannot be used; the message names the image and the prompt.
+        """
+        prompts = {"boxes": boxes, "points": points, "point_labels": point_labels, "masks": masks}
+        given = {name: value for name, value in prompts.items() if value is not None}
+        return super().__call__(image, **given, **kwargs)
+
+    def _sanitize_parameters(
+        self, timeout: float | None = None, generate_kwargs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        kwargs.pop("local_files_only", None)  # `pipeline()` passes its own argument on
+        preprocess = {name: kwargs.pop(name) for name in self.prompt_names if name in kwargs}
+        if timeout is not None:
+            preprocess["timeout"] = timeout
+        forward = {name: kwargs.pop(name) for name in _FORWARD_NAMES if name in kwargs}
+        settings = {name: kwargs.pop(name) for name in ProposalSettings.names() if name in kwargs}
+        if settings:
+            forward["settings"] = settings
+        if "progress" in kwargs:
+            forward["progress"] = kwargs.pop("progress")
+        generate = {**kwargs, **(generate_kwargs or {})}
+        for name in generate.keys() - _GENERATE_NAMES:
+            known = [*self.prompt_names, *_FORWARD_NAMES, *ProposalSettings.names(), *_GENERATE_NAMES]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean `{close[0]}`?" if close else "."
+            raise TypeError(f"`{name}` is no argument of {type(self).__name__} nor of generate(){hint}")
+        if generate:
+            forward["generate_kwargs"] = generate
+        return preprocess, forward, {}
+
+    def read(self, item: Any, timeout: float | None = None, **call_prompts: Any) -> dict[str, Any]:
+        image, prompts = self.split_item(item, call_prompts)
+        image = load_image(image, timeout=timeout)
+        inputs = self.processor(images=image, return_tensors="pt")
+        original_size = (image.height, image.width)
+        height, width = inputs["reshaped_input_sizes"][0].tolist()
+        parsed = parse_prompts([original_size], **prompts)
+        model_prompts = {}
+        if parsed is not None:
+            model_prompts = self.processor.prompts_to_model_inputs(parsed, [original_size], [(height, width)])
+        request = _Request(original_size, (height, width), parsed, model_prompts)
+        return {"pixel_values": inputs["pixel_values"], "request": request}
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        generate_kwargs: Mapping[str, Any] | None = None,
+        multimask_output: bool = True,
+        return_masks: bool = True,
+        progress: bool = True,
+        **options: Any,
+    ) -> dict[str, list[Any]]:
+        requests: list[_Request] = as_list(model_inputs["request"])
+        embeddings = self.model.get_image_embeddings(model_inputs["pixel_values"].to(self.dtype))
+        options |= self._prepare_generate_kwargs(dict(generate_kwargs or {}))
+        # Images whose prompts are of the same kind go through the model together.
+        groups = defaultdict(list)
+        answers: list[Any] = [None] * len(requests)
+        for index, request in enumerate(requests):
+            if request.prompts is None:
+                answers[index] = self._everything(embeddings[index : index + 1], request, settings, progress, options)
+            elif request.prompts.counts[0] == 0:
+                answers[index] = []
+            else:
+                groups[tuple(sorted(request.model_prompts))].append(index)
+        for indices in groups.values():
+            prompted = self._prompted(
+                embeddings[indices], [requests[i] for i in indices], multimask_output, return_masks, options
+            )
+            for index, answer in zip(indices, prompted):
+                answers[index] = answer
+        return {"answers": answers}
