@@ -152,14 +152,14 @@ def propose_masks(
 
     if not found or not sum(len(part["iou"]) for part in found):
         empty = torch.zeros(0)
-        return MaskProposals(np.zeros((0, height, width), bool), empty.view(0, 4), empty.view(0, 2).double(), empty, empty)
+        return MaskProposals(
+            np.zeros((0, height, width), bool), empty.view(0, 4), empty.view(0, 2).double(), empty, empty
+        )
     columns = {name: torch.cat([part[name] for part in found]) for name in ("boxes", "points", "iou", "stability")}
     bits = np.concatenate([part["bits"] for part in found])
     kept = box_nms(columns["boxes"].float(), columns["iou"], settings.box_nms_thresh)
     masks = np.unpackbits(bits[kept.numpy()], axis=1, count=height * width).view(bool).reshape(-1, height, width)
-    return MaskProposals(
-        masks, *(columns[name][kept] for name in ("boxes", "points", "iou", "stability"))
-    )
+    return MaskProposals(masks, *(columns[name][kept] for name in ("boxes", "points", "iou", "stability")))
 
 
 def _test_masks(

@@ -119,7 +119,7 @@ def _paint_masks(
         contour = (part & ~inner)[line:-line, line:-line]
         strength = np.where(mask[window], opacity, 0.0)
         strength[contour] = max(opacity, 0.9) if opacity else 0.0
-        pixels[window] += strength[..., None].astype(np.float32) * (np.float32(color) - pixels[window])
+        pixels[window] += strength[..., None].astype(np.float32) * (np.array(color, dtype=np.float32) - pixels[window])
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -166,7 +166,9 @@ class _Labels:
                 return lines, font, (min(plate[0], width), min(leading * len(lines) + 2 * pad, height))
             size = max(_MIN_FONT_SIZE, int(size * 0.85))
 
-    def _place(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    def _place(
+        self, box: tuple[float, float, float, float], size: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
         """The free place closest to the region: its border first, then anywhere; the least covered one if none is free."""
         (width, height), (w, h) = self.picture.size, size
         x0, y0, x1, y1 = box
@@ -185,7 +187,9 @@ class _Labels:
             ((x0 + x1 - w) / 2, (y0 + y1 - h) / 2),
         ]
         step = max(4, h // 2)
-        across, down = np.meshgrid(np.arange(0, max(1, width - w + 1), step), np.arange(0, max(1, height - h + 1), step))
+        across, down = np.meshgrid(
+            np.arange(0, max(1, width - w + 1), step), np.arange(0, max(1, height - h + 1), step)
+        )
         corners = np.concatenate([np.array(beside, dtype=float), np.stack([across.ravel(), down.ravel()], -1)])
         wish = corners.copy()
         corners[:, 0] = corners[:, 0].clip(0, max(0, width - w))

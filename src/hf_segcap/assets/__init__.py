@@ -21,7 +21,9 @@ def bundled_model(task: str) -> str:
         ValueError: no model is bundled for this task.
     """
     if task not in bundled_tasks():
-        raise ValueError(f"No model is bundled for the task {task!r}. Bundled: {', '.join(bundled_tasks()) or 'none'}.")
+        raise ValueError(
+            f"No model is bundled for the task {task!r}. Bundled: {', '.join(bundled_tasks()) or 'none'}."
+        )
     return str(_ROOT / task)
 
 

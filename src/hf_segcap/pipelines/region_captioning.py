@@ -7,19 +7,27 @@ import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from ..everything import ProposalSettings, propose_masks
+from ..everything import MaskProposals, ProposalSettings, propose_masks
 from ..images import load_image
-from ..masks import mask_to_box
-from ..prompts import RegionPrompts, parse_prompts, scale_prompts
+from ..masks import mask_to_box, upscale_masks
+from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts
 from .base import PromptedImagePipeline, as_list, pad_prompts, show_progress
 
+# What fills up the prompts of images that have fewer than others of their batch.
+_PADDING = {
+    "input_boxes": 0.0,
+    "input_points": 0.0,
+    "point_labels": PADDING_LABEL,
+    "input_masks": 0.0,
+    "prompt_mask": False,
+}
 _FORWARD_NAMES = ("task", "multimask_output", "prompts_per_batch", "return_masks")
 _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | set(
     inspect.signature(GenerationMixin.generate).parameters
@@ -34,6 +42,18 @@ class _Request:
     reshaped_size: tuple[int, int]
     prompts: RegionPrompts | None
     model_prompts: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the model says about one image; without `sequences` there is no region."""
+
+    request: _Request
+    sequences: torch.Tensor | None = None  # (P, T), or (P, N, T) with several captions per region
+    scores: Sequence[float] = ()
+    low_res_masks: Any = None  # (P, 1, l, l) logits, of prompts
+    proposals: MaskProposals | None = None  # of everything mode
+    return_masks: bool = True
 
 
 class RegionCaptioningPipeline(PromptedImagePipeline):
@@ -141,6 +161,8 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         model_prompts = {}
         if parsed is not None:
             model_prompts = self.processor.prompts_to_model_inputs(parsed, [original_size], [(height, width)])
+            if "input_masks" in model_prompts:  # one mask for all prompts is written out: batches pad with empty ones
+                model_prompts["input_masks"] = model_prompts["input_masks"].expand(-1, parsed.counts[0], -1, -1)
         request = _Request(original_size, (height, width), parsed, model_prompts)
         return {"pixel_values": inputs["pixel_values"], "request": request}
 
@@ -153,24 +175,134 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         return_masks: bool = True,
         progress: bool = True,
         **options: Any,
-    ) -> dict[str, list[Any]]:
+    ) -> dict[str, list[_Answer]]:
         requests: list[_Request] = as_list(model_inputs["request"])
         embeddings = self.model.get_image_embeddings(model_inputs["pixel_values"].to(self.dtype))
         options |= self._prepare_generate_kwargs(dict(generate_kwargs or {}))
         # Images whose prompts are of the same kind go through the model together.
-        groups = defaultdict(list)
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         answers: list[Any] = [None] * len(requests)
         for index, request in enumerate(requests):
             if request.prompts is None:
                 answers[index] = self._everything(embeddings[index : index + 1], request, settings, progress, options)
             elif request.prompts.counts[0] == 0:
-                answers[index] = []
+                answers[index] = _Answer(request)
             else:
                 groups[tuple(sorted(request.model_prompts))].append(index)
         for indices in groups.values():
-            prompted = self._prompted(
-                embeddings[indices], [requests[i] for i in indices], multimask_output, return_masks, options
-            )
+            prompted = self._prompted(embeddings[indices], [requests[i] for i in indices], multimask_output, options)
             for index, answer in zip(indices, prompted):
                 answers[index] = answer
-        return {"answers": answers}
+        return {"answers": [answer if return_masks else replace(answer, return_masks=False) for answer in answers]}
+
+    def _prompted(
+        self,
+        embeddings: torch.Tensor,
+        requests: Sequence[_Request],
+        multimask_output: bool,
+        options: Mapping[str, Any],
+    ) -> list[_Answer]:
+        """All prompts of all images in one call of `generate`."""
+        inputs = {
+            name: pad_prompts([request.model_prompts[name] for request in requests], value).to(embeddings.device)
+            for name, value in _PADDING.items()
+            if name in requests[0].model_prompts
+        }
+        output = self.model.generate(
+            image_embeddings=embeddings,
+            multimask_output=multimask_output,
+            **inputs,
+            **{**options, "return_dict_in_generate": True},
+        )
+        scores, best = output.iou_scores.float().max(-1)
+        masks = output.pred_masks.gather(
+            2, best[..., None, None, None].expand(-1, -1, -1, *output.pred_masks.shape[-2:])
+        )
+        answers = []
+        for index, request in enumerate(requests):
+            count = request.prompts.counts[0] if request.prompts else 0
+            answers.append(
+                _Answer(
+                    request,
+                    sequences=output.sequences[index, :count].cpu(),
+                    scores=scores[index, :count].tolist(),
+                    low_res_masks=masks[index, :count].float().cpu(),
+                )
+            )
+        return answers
+
+    def _everything(
+        self,
+        embedding: torch.Tensor,
+        request: _Request,
+        settings: Mapping[str, Any] | None,
+        progress: bool,
+        options: Mapping[str, Any],
+    ) -> _Answer:
+        """SAM's masks on a grid of points; the points of those that pass the filters are captioned, once."""
+
+        def segment(points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            device = embedding.device
+            return self.model.segment(embedding, input_points=points.to(device), point_labels=labels.to(device))
+
+        proposals = propose_masks(
+            segment,
+            original_size=request.original_size,
+            reshaped_size=request.reshaped_size,
+            image_size=self.model.config.vision_config.image_size,
+            settings=ProposalSettings(**{**(self.model.config.everything or {}), **(settings or {})}),
+            progress=show_progress(progress),
+        )
+        if len(proposals) == 0:
+            return _Answer(request)
+        # One point can have several surviving masks; its caption is the same for all of them.
+        points, which = proposals.points.unique(dim=0, return_inverse=True)
+        height, width = request.original_size
+        scale = torch.tensor([request.reshaped_size[1] / width, request.reshaped_size[0] / height], dtype=points.dtype)
+        model_points = (points * scale).float()[None, :, None].to(embedding.device)
+        sequences = self.model.generate(
+            image_embeddings=embedding, input_points=model_points, **{**options, "return_dict_in_generate": False}
+        )
+        return _Answer(
+            request,
+            sequences=sequences[0].cpu()[which],
+            scores=proposals.predicted_iou.tolist(),
+            proposals=proposals,
+        )
+
+    def assemble(self, answer: _Answer, **parameters: Any) -> list[dict[str, Any]]:
+        if answer.sequences is None:
+            return []
+        captions = self.processor.post_process_captions(answer.sequences[None])[0]
+        masks, boxes = self._masks_and_boxes(answer)
+        results = []
+        for index, (caption, score) in enumerate(zip(captions, answer.scores)):
+            several = {} if isinstance(caption, str) else {"captions": caption}
+            result = {"caption": several["captions"][0] if several else caption, **several, "score": score}
+            result["box"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[index]))
+            if answer.return_masks:
+                result["mask"] = masks[index]
+            if answer.proposals is not None:
+                x, y = answer.proposals.points[index].tolist()
+                result |= {
+                    "stability_score": float(answer.proposals.stability_score[index]),
+                    "point": {"x": x, "y": y},
+                }
+            results.append(result)
+        return results
+
+    def _masks_and_boxes(self, answer: _Answer) -> tuple[Any, list[list[float]]]:
+        """Bool masks (P, H, W), or None if nothing needs them, and xyxy boxes in pixels of the original image."""
+        if answer.proposals is not None:
+            return answer.proposals.masks, answer.proposals.boxes.float().tolist()
+        given = answer.request.prompts.boxes if answer.request.prompts else None
+        if given is not None and not answer.return_masks:
+            return None, given[0].tolist()
+        size = self.model.config.vision_config.image_size
+        low_res, frame, original = answer.low_res_masks, answer.request.reshaped_size, answer.request.original_size
+        masks = torch.cat([upscale_masks(mask[None], frame, original, size)[0] > 0 for mask in low_res])
+        boxes = mask_to_box(masks).float() if given is None else given[0]
+        return masks.numpy(), boxes.tolist()
+
+
+__all__ = ["RegionCaptioningPipeline"]

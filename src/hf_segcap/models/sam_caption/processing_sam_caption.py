@@ -149,7 +149,9 @@ class SamCaptionProcessor(HubMixin, ProcessorMixin):
         if prompts.boxes is not None:
             result["input_boxes"] = prompts.boxes.float()
         if prompts.points is not None:
-            result |= {"input_points": prompts.points.float(), "point_labels": prompts.point_labels}
+            result["input_points"] = prompts.points.float()
+        if prompts.point_labels is not None:
+            result["point_labels"] = prompts.point_labels
         if prompts.masks is not None:
             frame, low_res = self._option("pad_size", options)["height"], self._longest_edge("mask_size", options)
             result["input_masks"] = masks_to_low_res_logits(prompts, reshaped_input_sizes, frame, low_res)

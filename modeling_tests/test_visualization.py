@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_segcap.visualization import _Labels, distinct_colors, draw_regions
+
+BLANK = Image.new("RGB", (400, 300), (128, 128, 128))
+
+
+def region(x0, y0, x1, y1, caption="a small red plain region at the top", **more):
+    return {"caption": caption, "score": 0.9, "box": {"xmin": x0, "ymin": y0, "xmax": x1, "ymax": y1}, **more}
+
+
+def plates(image, results, monkeypatch):
+    """The plates of all captions, as rectangles x0 y0 x1 y1."""
+    found = []
+    place = _Labels._place
+    monkeypatch.setattr(_Labels, "_place", lambda self, *a: found.append(place(self, *a)) or found[-1])
+    draw_regions(image, results)
+    return np.array(found)
+
+
+def overlaps(a):
+    sides = np.minimum(a[:, None, 2:], a[None, :, 2:]) - np.maximum(a[:, None, :2], a[None, :, :2])
+    area = sides.clip(0).prod(-1)
+    return area[~np.eye(len(a), dtype=bool)]
+
+
+def test_masks_and_boxes_are_painted_where_they_are():
+    mask = np.zeros((300, 400), dtype=bool)
+    mask[100:200, 100:300] = True
+    color = (255, 0, 0)
+    picture = np.asarray(
+        draw_regions(
+            BLANK, [region(50, 60, 350, 250, mask=mask)], show_captions=False, colors=[color], mask_opacity=0.5
+        )
+    )
+    assert tuple(picture[150, 200]) == (192, 64, 64)  # half way from grey to red
+    assert tuple(picture[20, 20]) == (128, 128, 128) and tuple(picture[60, 200]) == color
+    plain = np.asarray(
+        draw_regions(
+            BLANK, [region(50, 60, 350, 250, mask=mask)], show_masks=False, show_boxes=False, show_captions=False
+        )
+    )
+    assert (plain == 128).all()
+
+
+def test_captions_do_not_overlap_when_there_is_room(monkeypatch):
+    results = [region(20 + 3 * i, 30 + 2 * i, 200, 150) for i in range(8)]
+    rectangles = plates(BLANK, results, monkeypatch)
+    assert len(rectangles) == 8 and overlaps(rectangles).max() == 0
+    assert rectangles.min() >= 0 and rectangles[:, 2].max() <= 400 and rectangles[:, 3].max() <= 300
+
+
+def test_crowded_and_tiny_images_still_work(monkeypatch):
+    draw_regions(Image.new("RGB", (8, 6)), [region(0, 0, 8, 6)] * 5)
+    rectangles = plates(BLANK, [region(0, 0, 400, 300)] * 80, monkeypatch)
+    assert len(rectangles) == 80
+
+
+def test_nothing_to_draw():
+    assert np.array_equal(np.asarray(draw_regions(BLANK, [])), np.asarray(BLANK))
+    draw_regions(BLANK, [{"caption": "über größe 猫"}, {"score": 0.5}], show_scores=True)
+
+
+def test_long_captions_are_wrapped_inside_the_picture(monkeypatch):
+    rectangles = plates(BLANK, [region(350, 250, 399, 299, caption="very " * 60 + "long" + "g" * 300)], monkeypatch)
+    assert rectangles.min() >= 0 and rectangles[0, 2] <= 400 and rectangles[0, 3] <= 300
+
+
+@pytest.mark.parametrize(
+    ("results", "options", "message"),
+    [
+        ([region(0, 0, 9, 9, mask=np.ones((3, 3), bool))], {}, "region 0"),
+        ([], {"mask_opacity": 2}, "mask_opacity"),
+        ([], {"font_size": 0}, "font_size"),
+    ],
+)
+def test_bad_arguments(results, options, message):
+    with pytest.raises(ValueError, match=message):
+        draw_regions(BLANK, results, **options)
+
+
+def test_colors_differ():
+    colors = np.array(distinct_colors(30), dtype=float)
+    assert len(np.unique(colors, axis=0)) == 30
+    assert np.abs(np.diff(colors, axis=0)).sum(1).min() > 80

@@ -1,0 +1,36 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""`hf-segcap`: the command line. Commands import what they need when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .caption import caption
+from .demo import demo
+from .train import train
+
+app = typer.Typer(
+    name="hf-segcap",
+    help="Models that see a region and say something exact about it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(caption)
+app.command()(train)
+app.command()(demo)
+
+
+def main() -> None:
+    """Entry point: unusable input is one line on standard error and exit status 2, not a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"hf-segcap: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+__all__ = ["app", "main"]
