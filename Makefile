@@ -19,7 +19,7 @@ help:
 	@sed -n '1,3s/^# //p' Makefile
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/python -m hf_segcap.cli.demo
+	$(BIN)/hf-segcap demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

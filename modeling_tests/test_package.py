@@ -47,7 +47,8 @@ config = AutoConfig.for_model("sca")
 assert type(config) is hf_segcap.SamCaptionConfig
 _, task, _ = PIPELINE_REGISTRY.check_task("region-captioning")
 assert task["impl"].__module__.startswith("hf_segcap."), task
-assert hf_segcap.SamCaptionForRegionCaptioning in task["pt"], task
+assert task["pt"] == (AutoModelForImageTextToText,), task
+assert AutoModelForImageTextToText._model_mapping[type(config)] is hf_segcap.SamCaptionForRegionCaptioning
 importlib.reload(hf_segcap)
 print("registered")
 """

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .masks import box_nms, build_point_grid, mask_to_box, stability_score, touches_crop_edge, upscale_masks
+from .prompts import scale_points
 
 # Upscaled logits held at once while masks are tested (float32 elements, 128 MiB).
 _MAX_UPSCALED_ELEMENTS = 2**25
@@ -130,24 +131,24 @@ def propose_masks(
 
     height, width = original_size
     points = grid * torch.tensor([width, height], dtype=torch.float64)
-    to_model_frame = torch.tensor([reshaped_size[1] / width, reshaped_size[0] / height], dtype=torch.float64)
     bar = tqdm(total=len(points), unit="point", desc="proposals", delay=3, disable=not progress)
     found = []
     with bar:
         for batch in points.split(settings.points_per_batch):
-            model_points = (batch * to_model_frame).float()[None, :, None]
+            model_points = scale_points(batch, original_size, reshaped_size).float()[None, :, None]
             pred_masks, iou_scores = segment(model_points, torch.ones(model_points.shape[:3], dtype=torch.int64))
             # Rows are point-major: the M masks of the first point, then those of the second, ...
             low_res, iou = pred_masks[0].flatten(0, 1).float(), iou_scores[0].flatten().float()
-            row_points = batch.repeat_interleave(pred_masks.shape[2], dim=0).to(iou.device)
+            row_points = batch.repeat_interleave(pred_masks.shape[2], dim=0)
             if settings.pred_iou_thresh > 0:
                 keep = iou > settings.pred_iou_thresh
-                low_res, iou, row_points = low_res[keep], iou[keep], row_points[keep]
+                low_res, iou, row_points = low_res[keep], iou[keep], row_points[keep.cpu()]
             rows_at_once = max(1, _MAX_UPSCALED_ELEMENTS // max(height * width, image_size**2))
             for rows in torch.arange(len(iou), device=iou.device).split(rows_at_once):
                 if len(rows):
                     logits = upscale_masks(low_res[rows][:, None], reshaped_size, original_size, image_size)[:, 0]
-                    found.append(_test_masks(logits, iou[rows], row_points[rows], settings, crop_box, full_size))
+                    kept_points = row_points[rows.cpu()]
+                    found.append(_test_masks(logits, iou[rows], kept_points, settings, crop_box, full_size))
             bar.update(len(batch))
 
     if not found or not sum(len(part["iou"]) for part in found):
@@ -185,7 +186,7 @@ def _test_masks(
     return {
         "bits": np.packbits(masks.flatten(1).cpu().numpy(), axis=1),
         "boxes": boxes.cpu(),
-        "points": points[keep].cpu(),
+        "points": points[keep.cpu()],
         "iou": iou[keep].cpu(),
         "stability": stability[keep].cpu(),
     }

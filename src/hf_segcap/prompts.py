@@ -169,6 +169,13 @@ def scale_prompts(
     )
 
 
+def scale_points(points: torch.Tensor, original_size: tuple[int, int], reshaped_size: tuple[int, int]) -> torch.Tensor:
+    """Points (..., 2) of one image, from its pixels to those of the model frame; sizes are (height, width)."""
+    prompts = RegionPrompts(None, points.reshape(1, -1, 1, 2), None, None, torch.ones(1, 1, dtype=torch.bool), [1])
+    scaled = scale_prompts(prompts, [original_size], [reshaped_size]).points
+    return torch.as_tensor(scaled).reshape(points.shape)
+
+
 def masks_to_low_res_logits(
     prompts: RegionPrompts, reshaped_sizes: Sequence[Sequence[int]], image_size: int, low_res_mask_size: int
 ) -> torch.Tensor:

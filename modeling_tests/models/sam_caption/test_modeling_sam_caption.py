@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList, SamConfig, SamModel
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    SamConfig,
+    SamModel,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from hf_segcap import SamCaptionConfig, SamCaptionForRegionCaptioning
@@ -132,6 +140,45 @@ def test_loss_is_smoothed_cross_entropy(model):
     assert outputs.loss.item() == pytest.approx(np.mean(terms), abs=1e-5)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_autocast(model, gradients):
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+        half = model(pixel_values=pixels(), input_boxes=BOXES, **captions())
+        assert model.generate(pixel_values=pixels(), input_boxes=BOXES, max_new_tokens=2).shape == (2, 3, 2)
+    full = model(pixel_values=pixels(), input_boxes=BOXES, **captions())
+    assert half.loss.dtype == torch.float32
+    torch.testing.assert_close(half.loss, full.loss, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "labels", "target_masks"])
+def test_one_entry_per_prompt(model, name):
+    with pytest.raises(ValueError, match="one entry per prompt"):
+        model(pixel_values=pixels(), input_boxes=BOXES, **{**captions(), name: torch.ones(2, 2, 5, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_weights(dtype):
+    """Pixels and prompts stay float32, as the processor gives them; prompts keep their precision."""
+    model, full = tiny_sam_caption().to(dtype), tiny_sam_caption()
+    with torch.no_grad():
+        half = model(pixel_values=pixels(), input_boxes=BOXES, **captions())
+        torch.testing.assert_close(
+            half.loss, full(pixel_values=pixels(), input_boxes=BOXES, **captions()).loss, atol=0.05, rtol=0.05
+        )
+    assert half.pred_masks.dtype == dtype
+    assert model.generate(pixel_values=pixels(), input_boxes=BOXES).shape[:2] == (2, 3)
+
+
+def test_positions_are_encoded_in_float32():
+    """Also under autocast; bfloat16 phases would shift points by about a pixel."""
+    encoding = tiny_sam_caption().shared_image_embedding
+    points = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    exact = encoding(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoding(points), exact)
+    assert encoding.to(torch.bfloat16)(points).dtype == torch.float32
+
+
 @torch.no_grad()
 def test_labels_alone_suffice(model):
     text = captions()
@@ -166,6 +213,10 @@ def test_recorded_states_and_attentions():
         ({"pixel_values": pixels(), "input_boxes": BOXES, "prompt_mask": torch.ones(2, 2)}, "number of prompts"),
         ({"pixel_values": pixels(), "input_boxes": BOXES, "point_labels": torch.ones(2, 3, 1)}, "point_labels"),
         ({"pixel_values": pixels(), "input_boxes": BOXES, "task": "translate"}, "task must be one of"),
+        (
+            {"pixel_values": pixels(), "input_boxes": BOXES, "task": torch.zeros(3, dtype=torch.long)},
+            "one integer per",
+        ),
         ({"pixel_values": pixels()[..., :32], "input_boxes": BOXES}, "size"),
     ],
 )
@@ -255,6 +306,26 @@ class TestGenerate:
             assert torch.equal(model.generate(pixel_values=pixels(), input_boxes=BOXES), ids)
         finally:
             model.generation_config.max_new_tokens = None
+
+    def test_a_given_configuration_is_completed_by_the_saved_one(self, model, monkeypatch):
+        saved = model.generation_config
+        monkeypatch.setattr(saved, "num_return_sequences", 2)
+        monkeypatch.setattr(saved, "num_beams", 2)
+        monkeypatch.setattr(saved, "eos_token_id", 5)
+        given = GenerationConfig(length_penalty=0.5)
+        whole = model.generate(pixel_values=pixels(), input_boxes=BOXES, generation_config=given)
+        assert whole.shape[:3] == (2, 3, 2) and whole.shape[3] <= 19
+        chunks = model.generate(pixel_values=pixels(), input_boxes=BOXES, generation_config=given, prompts_per_batch=1)
+        assert torch.equal(whole, chunks)
+        monkeypatch.setattr(saved, "return_dict_in_generate", True)
+        output = model.generate(pixel_values=pixels(), input_boxes=BOXES, length_penalty=0.5)
+        assert torch.equal(output.sequences, whole)
+
+    def test_masks_can_be_left_out(self, model):
+        output = model.generate(
+            pixel_values=pixels(), input_boxes=BOXES, return_dict_in_generate=True, output_masks=False
+        )
+        assert output.pred_masks is None and output.iou_scores.shape == (2, 3, 3)
 
     def test_unknown_argument(self, model):
         with pytest.raises(ValueError, match="num_bems"):

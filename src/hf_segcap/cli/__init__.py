@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""`hf-segcap`: the command line. Commands import what they need when they run, so that `--help` is quick."""
+"""`hf-segcap`: the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Entry point: unusable input is one line on standard error and exit status 2, not a traceback."""
     try:
         app()
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         message = " ".join(str(error).split())
         print(f"hf-segcap: {message}", file=sys.stderr)
         sys.exit(2)

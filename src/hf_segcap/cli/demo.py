@@ -35,7 +35,3 @@ def demo(
         sheet.paste(panel, (0, index * panel.height))
     sheet.save(out)
     typer.echo(f"\n{out}: the boxes above, everything below.")
-
-
-if __name__ == "__main__":
-    typer.run(demo)

@@ -80,7 +80,7 @@ class PromptedImagePipeline(HubMixin, Pipeline):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if args:
             raise TypeError(f"Expected one positional argument (the image), got {1 + len(args)}: name the others.")
-        progress = show_progress(kwargs.pop("progress", True))
+        progress = show_progress(kwargs.get("progress", self._forward_params.get("progress", True)))
         if isinstance(inputs, (list, tuple)):
             results = super().__call__(_NumberedDataset(inputs), **kwargs)
             bar = progress and len(inputs) > _LIST_WITHOUT_BAR

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
 from ..everything import MaskProposals, ProposalSettings, propose_masks
 from ..images import load_image
 from ..masks import mask_to_box, upscale_masks
-from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts
+from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts, scale_points
 from .base import PromptedImagePipeline, as_list, pad_prompts, show_progress
 
 # What fills up the prompts of images that have fewer than others of their batch.
@@ -102,7 +101,8 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
             task: "caption" or "recognition" (a word instead of a phrase, where the model was trained for it).
             multimask_output: take the best of three masks (True, the default) or the one for unambiguous prompts. Everything
                 mode always considers all three.
-            prompts_per_batch: regions that are captioned at once; bounds memory, changes no result. Default: all.
+            prompts_per_batch: regions that are captioned at once; bounds memory; greedy and beam results do not change.
+                Default: all.
             return_masks: leave out "mask" if False.
             batch_size: images that are encoded at once.
             timeout: seconds to wait for a URL.
@@ -157,7 +157,7 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         inputs = self.processor(images=image, return_tensors="pt")
         original_size = (image.height, image.width)
         height, width = inputs["reshaped_input_sizes"][0].tolist()
-        parsed = parse_prompts([original_size], **prompts)
+        parsed = parse_prompts([original_size], **prompts, low_res_mask_size=self.processor.low_res_mask_size)
         model_prompts = {}
         if parsed is not None:
             model_prompts = self.processor.prompts_to_model_inputs(parsed, [original_size], [(height, width)])
@@ -189,8 +189,10 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
                 answers[index] = _Answer(request)
             else:
                 groups[tuple(sorted(request.model_prompts))].append(index)
-        for indices in groups.values():
-            prompted = self._prompted(embeddings[indices], [requests[i] for i in indices], multimask_output, options)
+        for kinds, indices in groups.items():
+            output_masks = return_masks or "input_boxes" not in kinds  # without a given box, the mask tells it
+            group = [requests[i] for i in indices]
+            prompted = self._prompted(embeddings[indices], group, multimask_output, output_masks, options)
             for index, answer in zip(indices, prompted):
                 answers[index] = answer
         return {"answers": [answer if return_masks else replace(answer, return_masks=False) for answer in answers]}
@@ -200,6 +202,7 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         embeddings: torch.Tensor,
         requests: Sequence[_Request],
         multimask_output: bool,
+        output_masks: bool,
         options: Mapping[str, Any],
     ) -> list[_Answer]:
         """All prompts of all images in one call of `generate`."""
@@ -211,22 +214,26 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         output = self.model.generate(
             image_embeddings=embeddings,
             multimask_output=multimask_output,
+            output_masks=output_masks,
             **inputs,
             **{**options, "return_dict_in_generate": True},
         )
         scores, best = output.iou_scores.float().max(-1)
-        masks = output.pred_masks.gather(
-            2, best[..., None, None, None].expand(-1, -1, -1, *output.pred_masks.shape[-2:])
-        )
+        masks = output.pred_masks
+        if masks is not None:
+            masks = masks.gather(2, best[..., None, None, None].expand(-1, -1, -1, *masks.shape[-2:])).float().cpu()
+        sequences = output.sequences
+        if output.language_model_inputs.shape[2] == output.iou_scores.shape[2] > 1:  # one caption for each mask
+            sequences = torch.stack([of_image[torch.arange(len(b)), b] for of_image, b in zip(sequences, best)])
         answers = []
         for index, request in enumerate(requests):
             count = request.prompts.counts[0] if request.prompts else 0
             answers.append(
                 _Answer(
                     request,
-                    sequences=output.sequences[index, :count].cpu(),
+                    sequences=_captions_per_region(sequences[index, :count]),
                     scores=scores[index, :count].tolist(),
-                    low_res_masks=masks[index, :count].float().cpu(),
+                    low_res_masks=None if masks is None else masks[index, :count],
                 )
             )
         return answers
@@ -257,15 +264,14 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
             return _Answer(request)
         # One point can have several surviving masks; its caption is the same for all of them.
         points, which = proposals.points.unique(dim=0, return_inverse=True)
-        height, width = request.original_size
-        scale = torch.tensor([request.reshaped_size[1] / width, request.reshaped_size[0] / height], dtype=points.dtype)
-        model_points = (points * scale).float()[None, :, None].to(embedding.device)
+        model_points = scale_points(points, request.original_size, request.reshaped_size).float()
+        model_points = model_points[None, :, None].to(embedding.device)
         sequences = self.model.generate(
             image_embeddings=embedding, input_points=model_points, **{**options, "return_dict_in_generate": False}
         )
         return _Answer(
             request,
-            sequences=sequences[0].cpu()[which],
+            sequences=_captions_per_region(sequences[0])[which],
             scores=proposals.predicted_iou.tolist(),
             proposals=proposals,
         )
@@ -303,6 +309,11 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         masks = torch.cat([upscale_masks(mask[None], frame, original, size)[0] > 0 for mask in low_res])
         boxes = mask_to_box(masks).float() if given is None else given[0]
         return masks.numpy(), boxes.tolist()
+
+
+def _captions_per_region(sequences: torch.Tensor) -> torch.Tensor:
+    """(P, [H,] [N,] T) -> (P, T), or (P, H * N, T) for several captions per region."""
+    return sequences.cpu() if sequences.ndim == 2 else sequences.cpu().flatten(1, -2)
 
 
 __all__ = ["RegionCaptioningPipeline"]

@@ -22,10 +22,18 @@ class SamPositionEncoding(SamPositionalEmbedding):
         self.scale = config.scale
         self.register_buffer("positional_embedding", self.scale * torch.randn(2, config.num_pos_feats))
 
+    def forward(self, input_coords: Tensor) -> Tensor:
+        """Points (..., 2) in [0, 1] -> (..., 2 * num_pos_feats), float32 whatever the model's dtype or autocast.
+
+        In bfloat16 the phases alone would be off by as much as a shift of one pixel in 1024.
+        """
+        with torch.autocast(input_coords.device.type, enabled=False):
+            phases = 2 * torch.pi * (2 * input_coords - 1).float() @ self.positional_embedding.float()
+            return torch.cat([phases.sin(), phases.cos()], dim=-1)
+
     def grid(self, size: int) -> Tensor:
-        """Encoding of the centres of a `size` x `size` feature grid, (size * size, 2 * num_pos_feats)."""
-        matrix = self.positional_embedding
-        centres = (torch.arange(size, device=matrix.device, dtype=torch.float32) + 0.5) / size
+        """Encoding of the centres of a `size` x `size` feature grid, (size * size, 2 * num_pos_feats), float32."""
+        centres = (torch.arange(size, device=self.positional_embedding.device, dtype=torch.float32) + 0.5) / size
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self(torch.stack([x, y], dim=-1)).flatten(0, 1)
 
@@ -49,7 +57,8 @@ class SamRowPromptEncoder(nn.Module):
         self.not_a_point_embed = nn.Embedding(1, config.hidden_size)
 
     def _encode_positions(self, position_encoding: SamPositionEncoding, coordinates: Tensor) -> Tensor:
-        return position_encoding((coordinates + 0.5) / self.image_size)  # + 0.5: the centre of the pixel
+        encoded = position_encoding((coordinates + 0.5) / self.image_size)  # + 0.5: the centre of the pixel
+        return encoded.to(self.not_a_point_embed.weight.dtype)
 
     def embed_points(self, position_encoding: SamPositionEncoding, points: Tensor, labels: Tensor) -> Tensor:
         """points (R, n, 2) in pixels of the model frame, labels (R, n) -> tokens (R, n, C)."""

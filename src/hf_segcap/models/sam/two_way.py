@@ -78,6 +78,7 @@ def image_to_token(
     values: Tensor,
     token_mask: Tensor | None,
     shared_query: Tensor | None = None,
+    in_place: bool = False,
 ) -> Tensor:
     """`stream` + attention of every image position over the tokens.
 
@@ -87,6 +88,7 @@ def image_to_token(
         keys, values: (R, n, C) tokens with and without their positional term.
         token_mask: (R, n) bool, False for tokens that only pad, or None.
         shared_query: (S, inner) projected queries if the stream is shared by all rows.
+        in_place: the result may overwrite `stream`.
     """
     num_rows, num_tokens, channels = keys.shape
     key = _heads(attention.k_proj(keys), attention) * attention.scaling
@@ -105,13 +107,18 @@ def image_to_token(
     # the weights of a head sum to one, so each head carries its share of the output bias
     folded_value = torch.einsum("rnhd,chd->rhnc", value, out_weight)
     folded_value = folded_value + attention.out_proj.bias / attention.num_attention_heads
+    if in_place and stream.dtype == weights.dtype == folded_value.dtype:  # autocast mixes dtypes
+        return stream.baddbmm_(weights.transpose(1, 2), folded_value.flatten(1, 2))
     return torch.baddbmm(stream.expand(num_rows, -1, -1), weights.transpose(1, 2), folded_value.flatten(1, 2))
 
 
 def _is_plain(attention: SamAttention) -> bool:
-    """Folding reads weights directly, which would bypass an adapter wrapped around a projection."""
+    """Folding reads weights directly, past adapters around a projection and hooks that bring its weights (offloading)."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-    return all(type(projection) is nn.Linear for projection in projections)
+    return all(
+        type(linear) is nn.Linear and not hasattr(linear, "_hf_hook") and not hasattr(linear.weight, "ds_id")
+        for linear in projections
+    )
 
 
 class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
@@ -126,6 +133,7 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
         token_mask: Tensor | None = None,
         shared: SharedImage | None = None,
         fold: bool = True,
+        owns_stream: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
@@ -136,6 +144,7 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
             token_mask: (R, n) bool, False for padding, or None.
             shared: projections of the shared stream, see `SamTwoWayMixer.project_shared`.
             fold: False computes through transformers' attention classes (adapters, recorded attention).
+            owns_stream: nobody else needs `stream`: without gradients it is updated in place.
 
         Returns:
             tokens, stream (R, S, C), and the token-to-image attention weights (None unless `fold=False` and eager).
@@ -170,6 +179,7 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
                 tokens,
                 token_mask,
                 shared_query=None if shared is None else shared.query,
+                in_place=owns_stream and not torch.is_grad_enabled(),
             )
         else:
             stream = (
@@ -255,11 +265,17 @@ class SamTwoWayMixer(SamTwoWayTransformer):
         token_positions = tokens
         if shared is None and stream.shape[0] != tokens.shape[0]:
             stream = stream.expand(tokens.shape[0], -1, -1)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             tokens, stream, _ = layer(
-                tokens, stream, token_positions, image_positions, token_mask=token_mask, shared=shared, fold=fold
+                tokens,
+                stream,
+                token_positions,
+                image_positions,
+                token_mask=token_mask,
+                shared=shared if i == 0 else None,
+                fold=fold,
+                owns_stream=i > 0,
             )
-            shared = None
         tokens = tokens[:, :num_output_tokens]
         query = tokens + token_positions[:, :num_output_tokens]
         if fold:

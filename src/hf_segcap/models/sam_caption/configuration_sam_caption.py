@@ -14,6 +14,8 @@ from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamP
 from ...hub import HubMixin
 from ..sam.configuration_sam import SamImageEncoderConfig
 
+TASKS = {"recognition": 0, "caption": 1}
+
 # What distinguishes the classes of the official repository (`architectures` of their config.json) from the released one.
 OFFICIAL_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ScaMultitaskV2Model": {},
@@ -45,7 +47,6 @@ _TRANSFORMERS_4_KEYS = {
     "add_cross_attention",
     "cross_attention_hidden_size",
     "finetuning_task",
-    "is_decoder",
     "prefix",
     "pruned_heads",
     "task_specific_params",
@@ -118,6 +119,19 @@ class SamCaptionConfig(HubMixin, PreTrainedConfig):
     """
 
     model_type = "sca"
+    keys_to_ignore_at_inference = [
+        "pred_masks",
+        "iou_scores",
+        "caption_queries",
+        "language_model_inputs",
+        "image_embeddings",
+        "mask_loss",
+        "vision_hidden_states",
+        "vision_attentions",
+        "mask_decoder_attentions",
+        "language_model_hidden_states",
+        "language_model_attentions",
+    ]
     sub_configs_defaults = {
         "vision_config": SamImageEncoderConfig,
         "prompt_encoder_config": SamPromptEncoderConfig,
@@ -165,7 +179,7 @@ class SamCaptionConfig(HubMixin, PreTrainedConfig):
             )
         for name in self.architectures or ():
             for field, value in OFFICIAL_ARCHITECTURES.get(name, {}).items():
-                setattr(self, field, value)
+                setattr(self, field, value)  # also over config.json, which may name what the class ignores
 
 
 __all__ = ["SamCaptionConfig", "SamCaptionMaskDecoderConfig"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 """Caption generation: one decoding batch for all regions of all images."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class SamCaptionGenerationMixin:
         task: str | list[str] | Tensor | None = None,
         multimask_output: bool = True,
         prompts_per_batch: int | None = None,
+        output_masks: bool = True,
         generation_config: GenerationConfig | None = None,
         **kwargs,
     ) -> Tensor | SamCaptionGenerateOutput:
@@ -63,6 +65,7 @@ class SamCaptionGenerationMixin:
             pixel_values, ..., multimask_output: as in `forward`. Training inputs (labels, ...) are ignored.
             prompts_per_batch: at most so many prompts are decoded together. Bounds memory; greedy and beam results
                 do not change. Default: all.
+            output_masks: False leaves `pred_masks` out of a dict output (scores stay), which saves their computation.
             generation_config, **kwargs: anything `transformers` generation takes (num_beams, do_sample,
                 num_return_sequences, max_new_tokens, logits_processor, stopping_criteria, streamer for a single
                 prompt, return_dict_in_generate, ...). Without a length, 19 new tokens.
@@ -85,41 +88,44 @@ class SamCaptionGenerationMixin:
             prompt_mask=prompt_mask,
         )
         task_index = self.task_index(task, len(image_embeddings))
-        kwargs = self._generation_kwargs(generation_config, kwargs)
-        settings = kwargs.get("generation_config") or self.generation_config
-        as_dict = kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)
+        config, kwargs = self._generation_settings(generation_config, kwargs)
+        as_dict = bool(config.return_dict_in_generate)
 
         parts = []
         for index in torch.arange(len(rows), device=rows.image_index.device).split(prompts_per_batch or len(rows)):
             part = rows.select(index)
-            features = self.region_features(image_embeddings, part, multimask_output, output_masks=bool(as_dict))
+            features = self.region_features(
+                image_embeddings, part, multimask_output, output_masks=output_masks and as_dict
+            )
             prefix = self.prefix(features.caption_queries, task_index[part.image_index])
-            parts.append((features, prefix, self._decode_prefix(prefix, kwargs)))
-        return self._collect(rows, parts, as_dict, kwargs, settings)
+            embeds = prefix.flatten(0, 1)
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            output = self.language_model.generate(
+                inputs_embeds=embeds, attention_mask=mask, generation_config=config, **kwargs
+            )
+            parts.append((features, prefix, output))
+        return self._collect(rows, parts, config)
 
-    def _generation_kwargs(self, generation_config: GenerationConfig | None, kwargs: dict) -> dict:
-        # The inner model fills unset values from its own configuration: one object keeps the saved one in charge.
+    def _generation_settings(self, given: GenerationConfig | None, kwargs: dict) -> tuple[GenerationConfig, dict]:
+        """One configuration from the saved one, a given one and keyword arguments, and the arguments that are no part of it."""
+        # the inner model fills unset values from its own configuration
         self.language_model.generation_config = self.generation_config
-        if generation_config is not None:
-            return {**kwargs, "generation_config": generation_config}
-        lengths = ("max_new_tokens", "max_length")
-        if all(kwargs.get(n) is None and getattr(self.generation_config, n, None) is None for n in lengths):
-            kwargs = {**kwargs, "max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
-        return kwargs
+        config = copy.deepcopy(self.generation_config)
+        for changes in (given.to_diff_dict() if given is not None else {}, kwargs):
+            if changes.get("max_length") is not None and changes.get("max_new_tokens") is None:
+                config.max_new_tokens = None
+            kwargs = config.update(**changes)
+        if config.max_new_tokens is None and config.max_length is None:
+            config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        return config, kwargs
 
-    def _decode_prefix(self, prefix: Tensor, kwargs: dict):
-        embeds = prefix.flatten(0, 1)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-
-    def _collect(self, rows: PromptRows, parts: list, as_dict: bool, kwargs: dict, settings: GenerationConfig):
+    def _collect(self, rows: PromptRows, parts: list, config: GenerationConfig):
         features, prefixes, outputs = zip(*parts)
-        num_returned = kwargs.get("num_return_sequences") or settings.num_return_sequences or 1
+        as_dict = config.return_dict_in_generate
+        num_returned = config.num_return_sequences or 1
         num_heads = prefixes[0].shape[1]
-        pad_id = kwargs.get("pad_token_id", settings.pad_token_id)
-        if pad_id is None:
-            pad_id = kwargs.get("eos_token_id", settings.eos_token_id)
-            pad_id = pad_id[0] if isinstance(pad_id, list) else (pad_id or 0)
+        pad_id = config.pad_token_id if config.pad_token_id is not None else config.eos_token_id
+        pad_id = pad_id[0] if isinstance(pad_id, list) else (pad_id or 0)
 
         def per_prompt(values: Tensor) -> Tensor:
             """(R * H * N, ...) -> (R, [H,] [N,] ...)."""
@@ -138,7 +144,9 @@ class SamCaptionGenerationMixin:
             sequences_scores=None if beam_scores[0] is None else rows.scatter(per_prompt(torch.cat(beam_scores))),
             scores=_concatenate_steps([output.scores for output in outputs]),
             logits=_concatenate_steps([output.logits for output in outputs]),
-            pred_masks=rows.scatter(torch.cat([f.pred_masks for f in features])),
+            pred_masks=rows.scatter(torch.cat([f.pred_masks for f in features]))
+            if features[0].pred_masks is not None
+            else None,
             iou_scores=rows.scatter(torch.cat([f.iou_scores for f in features])),
             language_model_inputs=rows.scatter(torch.cat(prefixes)),
         )

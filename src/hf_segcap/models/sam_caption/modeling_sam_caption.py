@@ -21,12 +21,10 @@ from ..sam.image_encoder import SamImageEncoder
 from ..sam.losses import mask_loss
 from ..sam.prompt_encoder import SamPositionEncoding, SamRowPromptEncoder
 from ..sam.two_way import SamTwoWayBlock
-from .configuration_sam_caption import SamCaptionConfig
+from .configuration_sam_caption import TASKS, SamCaptionConfig
 from .generation_sam_caption import SamCaptionGenerationMixin
 from .mask_caption_decoder import RegionFeatures, SamMaskCaptionDecoder, roi_align
 from .prompt_rows import PromptRows
-
-TASKS = {"recognition": 0, "caption": 1}
 
 
 @dataclass
@@ -102,7 +100,7 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         "language_project",
         "task_tokens",
     )
-    # For `peft.LoraConfig(target_modules=...)`: the attention projections of the language model.
+    # For `peft.LoraConfig(target_modules=...)`: attention projections of the language model (GPT-2: c_proj of its MLP, too).
     lora_target_modules = r"language_model\..*\.(c_attn|c_proj|q_proj|k_proj|v_proj|o_proj|out_proj|query_key_value)"
 
     def __init__(self, config: SamCaptionConfig):
@@ -227,18 +225,22 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
 
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, C, g, g). Differentiable; the expensive pass, once per image."""
-        return self.vision_encoder(pixel_values, **kwargs).last_hidden_state
+        return self.encode_or_reuse(pixel_values, None, **kwargs)[0]
 
     def encode_or_reuse(
         self, pixel_values: Tensor | None, image_embeddings: Tensor | None, **kwargs
     ) -> tuple[Tensor, ModelOutput | None]:
         """Image embeddings from exactly one of the two, and the encoder's output if it ran."""
         if pixel_values is None and image_embeddings is not None:
-            return image_embeddings, None
+            return image_embeddings.to(self._stream_dtype), None
         if pixel_values is None or image_embeddings is not None:
             raise ValueError("Give exactly one of pixel_values and image_embeddings.")
-        outputs = self.vision_encoder(pixel_values, **kwargs)
+        outputs = self.vision_encoder(pixel_values.to(self.vision_encoder.dtype), **kwargs)
         return outputs.last_hidden_state, outputs
+
+    @property
+    def _stream_dtype(self) -> torch.dtype:
+        return self.mask_decoder.iou_token.weight.dtype
 
     def segment(self, image_embeddings: Tensor, multimask_output: bool = True, **prompts) -> tuple[Tensor, Tensor]:
         """SAM alone, without captions.
@@ -268,9 +270,11 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         of a chunk stay in the processor's cache, and the first block projects each image once.
         """
         options = {"output_masks": output_masks, "output_captions": output_captions}
-        positions = self.shared_image_embedding.grid(image_embeddings.shape[-1])
-        images = image_embeddings.to(positions.dtype).flatten(2).transpose(1, 2)  # (B, S, C)
-        if torch.is_grad_enabled() or not self.mask_decoder.transformer.can_fold():
+        image_embeddings = image_embeddings.to(self._stream_dtype)
+        positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
+        images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
+        if torch.is_grad_enabled() or self.mask_decoder.config._attn_implementation == "eager":
+            # gradients need all streams anyway, and attention weights are recorded in one piece
             features = self._decode(images[rows.image_index], positions, rows, None, multimask_output, **options)
         else:
             features = self._decode_in_chunks(images, positions, rows, multimask_output, **options)
@@ -281,16 +285,16 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
     def _decode_in_chunks(self, images, positions, rows: PromptRows, multimask_output, **options) -> RegionFeatures:
         parts = []
         for index in rows.image_index.unique().tolist():
-            image = images[index : index + 1] + self.prompt_encoder.embed_masks(None)
-            shared = self.mask_decoder.transformer.project_shared(image, positions)
+            image, shared = images[index : index + 1], None
+            if rows.masks is None:
+                prompted = image + self.prompt_encoder.embed_masks(None)
+                shared = self.mask_decoder.transformer.project_shared(prompted, positions)
+                image = image if shared is None else prompted
             of_image = (rows.image_index == index).nonzero()[:, 0]
             for chunk in of_image.split(self._rows_per_chunk(image)):
                 part = rows.select(chunk)
-                if part.masks is None:
-                    parts.append(self._decode(image, positions, part, shared, multimask_output, **options))
-                else:
-                    raw = images[index].expand(len(part), -1, -1)
-                    parts.append(self._decode(raw, positions, part, None, multimask_output, **options))
+                stream = image if shared is not None else image.expand(len(part), -1, -1)
+                parts.append(self._decode(stream, positions, part, shared, multimask_output, **options))
         return _concatenate(parts)
 
     @staticmethod
@@ -364,7 +368,8 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
             input_masks (B, P, 4g, 4g) or (B, 1, 4g, 4g): mask logits of an earlier prediction, one per prompt or shared.
             prompt_mask (B, P): False for prompts that only pad the batch.
             task: "caption" (default) or "recognition", one for all or one per image, or (B,) 0 recognition, 1 caption.
-            multimask_output: three masks for ambiguous prompts, or one. Captions do not depend on it.
+            multimask_output: three masks for ambiguous prompts, or one. Captions do not depend on it, except where
+                `caption_query_type` ties them to masks.
             input_ids, attention_mask, labels (B, P, L): caption tokens with the end token; labels are -100 where
                 nothing is to be predicted, and `logits[..., j, :]` predicts `labels[..., j]`.
             target_masks (B, P, h, w): in {0, 1}, padded model frame at any resolution; adds SAM's mask loss. Prompts
@@ -422,7 +427,11 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         """Task per image, (B,) 0 recognition or 1 caption."""
         device = self.device
         if torch.is_tensor(task):
-            return task.to(device)
+            if task.shape != (batch_size,) or task.is_floating_point():
+                raise ValueError(
+                    f"task must be one integer per image, shape ({batch_size},), got {tuple(task.shape)}."
+                )
+            return task.to(device).clamp(0, len(TASKS) - 1)
         names = [task or "caption"] * batch_size if task is None or isinstance(task, str) else list(task)
         unknown = [name for name in names if name not in TASKS]
         if unknown or len(names) != batch_size:
@@ -450,18 +459,19 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
 
     def _caption_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean label-smoothed cross entropy over all labels that are not -100, in float32 (SCA, section 3.3)."""
-        labels = labels[:, None].expand(logits.shape[:-1])
-        if not (labels != -100).any():
-            return logits.float().sum() * 0
-        return nn.functional.cross_entropy(
-            logits.float().flatten(0, -2), labels.flatten(), label_smoothing=self.config.label_smoothing
+        if labels.shape[-1] != logits.shape[-2]:
+            raise ValueError(f"labels have {labels.shape[-1]} tokens per caption, but input_ids {logits.shape[-2]}.")
+        labels = labels[:, None].expand(logits.shape[:-1]).flatten()
+        total = nn.functional.cross_entropy(
+            logits.float().flatten(0, -2), labels, label_smoothing=self.config.label_smoothing, reduction="sum"
         )
+        return total / (labels != -100).sum().clamp(min=1)
 
     @staticmethod
     def _mask_loss(features: RegionFeatures, targets: Tensor) -> Tensor:
         known = ~targets.flatten(1).isnan().any(1)
-        if not known.any():
-            return features.iou_scores.float().sum() * 0
+        if not known.any():  # zero, with gradients for every parameter that a known mask would reach
+            return (features.iou_scores.float().sum() + features.pred_masks.float().sum()) * 0
         return mask_loss(features.pred_masks[known], features.iou_scores[known], targets[known]).total.mean()
 
 

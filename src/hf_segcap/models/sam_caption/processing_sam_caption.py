@@ -125,6 +125,11 @@ class SamCaptionProcessor(HubMixin, ProcessorMixin):
         names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
         return names + [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
 
+    @property
+    def low_res_mask_size(self) -> int:
+        """Side of the low-resolution masks that the model takes and predicts."""
+        return self._longest_edge("mask_size", {})
+
     def prompts_to_model_inputs(
         self,
         prompts: RegionPrompts,

@@ -13,15 +13,17 @@ class PromptRows:
     """The R prompts of a batch that are not padding, ordered by image, then prompt.
 
     A batch of padding alone (`empty`) has one placeholder row of zeros, so that no step needs a special case; `scatter`
-    drops it.
+    drops it. Counts are taken once, as each look at a tensor's values makes a GPU wait.
 
     Attributes:
         valid: (B, P) bool.
+        count: number of prompts that are not padding.
         image_index: (R,) image of each row.
         boxes (R, 4), points (R, n, 2), point_labels (R, n), masks (R, h, w): as in the model's `forward`, or None.
     """
 
     valid: Tensor
+    count: int
     image_index: Tensor
     boxes: Tensor | None
     points: Tensor | None
@@ -78,8 +80,11 @@ class PromptRows:
             point_labels = torch.ones(input_points.shape[:3], dtype=torch.long, device=device)
         if input_masks is not None:
             input_masks = input_masks.expand(-1, num_prompts, -1, -1)
-        image_index = valid.nonzero()[:, 0] if valid.any() else torch.zeros(1, dtype=torch.long, device=device)
-        rows = cls(valid, image_index, None, None, None, None)
+        image_index = valid.nonzero()[:, 0]
+        count = len(image_index)
+        if count == 0:
+            image_index = torch.zeros(1, dtype=torch.long, device=device)
+        rows = cls(valid, count, image_index, None, None, None, None)
         return replace(
             rows,
             boxes=rows.gather(input_boxes),
@@ -94,23 +99,33 @@ class PromptRows:
     @property
     def empty(self) -> bool:
         """Whether there is no prompt at all."""
-        return not bool(self.valid.any())
+        return self.count == 0
 
     @overload
     def gather(self, values: Tensor) -> Tensor: ...
     @overload
     def gather(self, values: None) -> None: ...
     def gather(self, values: Tensor | None) -> Tensor | None:
-        """(B, P, ...) -> (R, ...)."""
+        """(B, P, ...) -> (R, ...).
+
+        Raises:
+            ValueError: the first two axes are not (B, P).
+        """
         if values is None:
             return None
+        if values.shape[:2] != self.valid.shape:
+            raise ValueError(
+                f"Expected one entry per prompt, shape ({self.valid.shape[0]}, {self.valid.shape[1]}, ...), got "
+                f"{tuple(values.shape)}."
+            )
         if self.empty:
             return values.new_zeros((1, *values.shape[2:]))
-        return values.flatten(0, 1)[self.valid.flatten()]
+        values = values.flatten(0, 1)
+        return values if self.count == self.valid.numel() else values[self.valid.flatten()]
 
     def scatter(self, values: Tensor, fill: float = 0) -> Tensor:
         """(R, ...) -> (B, P, ...), padded prompts filled."""
-        if self.valid.all() and not self.empty:
+        if self.count == self.valid.numel() and not self.empty:
             return values.unflatten(0, self.valid.shape)
         out = values.new_full((*self.valid.shape, *values.shape[1:]), fill)
         if not self.empty:
@@ -123,4 +138,4 @@ class PromptRows:
             None if value is None else value[index]
             for value in (self.boxes, self.points, self.point_labels, self.masks)
         )
-        return PromptRows(self.valid, self.image_index[index], boxes, points, point_labels, masks)
+        return PromptRows(self.valid, self.count, self.image_index[index], boxes, points, point_labels, masks)
