@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError  # of its HTTP library, whose name depends on the version
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from hf_segcap import SamCaptionForRegionCaptioning, SamCaptionProcessor
 from hf_segcap.hub import add_hub_files
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from hf_segcap.training.recipe import DTYPES
 
 MODEL_CARD = """\
 ---
@@ -174,12 +174,19 @@ def write_model_card(conversion: Conversion, model_id: str) -> None:
 
 
 def upload(conversion: Conversion, repo_id: str) -> str:
-    """Uploads the converted folder, with what a Hub repository has besides (`hf_segcap.hub`); returns its address."""
+    """Uploads the converted folder, with what a Hub repository has besides (`hf_segcap.hub`); returns its address.
+
+    Raises:
+        OSError: The upload failed: no connection, no permission, an impossible name.
+    """
     write_model_card(conversion, repo_id)
     add_hub_files(conversion.output, type(conversion.config), repo_id, SamCaptionForRegionCaptioning.hub_task)
     api = HfApi()
-    api.create_repo(repo_id, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=conversion.output).repo_url)
+    try:
+        api.create_repo(repo_id, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=conversion.output).repo_url)
+    except (HTTPError, OSError, ValueError) as error:
+        raise OSError(f"{conversion.output} is written, but was not uploaded to {repo_id!r}: {error}") from error
 
 
 def _read_config(checkpoint: Path) -> dict:
@@ -286,7 +293,7 @@ def _shortened(keys: list[str], shown: int = 3) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status: 2 after an error, which is one line on standard error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--checkpoint", required=True, type=Path, help="folder of the official checkpoint")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
@@ -295,12 +302,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         conversion = convert_sca(options.checkpoint, options.output, DTYPES.get(options.dtype))
+        print(conversion.table())
+        if options.push_to_hub:
+            print(f"{'uploaded':<14} {upload(conversion, options.push_to_hub)}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(conversion.table())
-    if options.push_to_hub:
-        print(f"{'uploaded':<14} {upload(conversion, options.push_to_hub)}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

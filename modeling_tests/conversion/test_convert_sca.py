@@ -199,8 +199,42 @@ def test_script_prints_what_it_did(tmp_path: Path) -> None:
 def test_script_explains_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = script.main(["--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")])
 
-    assert status == 1
+    assert status == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} has no config.json; give the folder of")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("me/sca", "offline mode is enabled"), ("a/b/c/d", "Repo id must be in the form")]
+)
+def test_script_explains_failed_uploads(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(FIXTURES / "gpt2" / "checkpoint"), "--output", str(tmp_path / "out")]
+
+    status = script.main([*arguments, "--push-to-hub", name])
+
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2
+    assert error.startswith(f"error: {tmp_path / 'out'} is written, but was not uploaded to {name!r}: ")
+    assert reason in error
+
+
+def test_script_explains_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+    arguments = [
+        "--checkpoint",
+        FIXTURES / "gpt2" / "checkpoint",
+        "--output",
+        tmp_path / "out",
+        "--push-to-hub",
+        "me/sca",
+    ]
+    with HubServer() as hub:
+        environment = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "cache")}
+    run = subprocess.run(
+        [sys.executable, script.__file__, *arguments], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert "was not uploaded to 'me/sca'" in run.stderr.splitlines()[-1]
 
 
 def test_pushed_checkpoint_is_loaded_by_its_name(tmp_path: Path) -> None:

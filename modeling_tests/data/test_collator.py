@@ -208,7 +208,9 @@ def test_point_prompts_lie_in_the_mask_or_the_box(processor):
     mask[30:40, 50:58] = 1
     regions = [region((0, 0, 60, 44), "red", mask=encode_rle(mask)), region((2, 3, 12, 13), "green")]
     collator = RegionCollator(processor, prompt_kinds={"point": 1.0})
-    batch = collator([row(regions=regions)])
+    assert captions(processor, collator([row(regions=regions)])) == [["red"]]  # trained on masks where there are some
+    assert captions(processor, collator([row(regions=regions[1:])])) == [["green"]]
+    batch = collator.for_evaluation()([row(regions=regions)])
     assert "input_boxes" not in batch and batch["point_labels"].tolist() == [[[1], [1]]]
     for word, (x, y) in zip(captions(processor, batch)[0], (batch["input_points"][0, :, 0] / (64 / 60)).tolist()):
         x0, y0, x1, y1 = (50, 30, 58, 40) if word == "red" else (2, 3, 12, 13)
@@ -246,8 +248,9 @@ def test_bad_settings_are_refused(processor, kwargs, message):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (row(7, [region((1, 2, 3))]), r"image_id=7\), region 0: the box must be 4 finite"),
-        (row(7, [region((1, 2, float("nan"), 4))]), "region 0: the box"),
+        (row(7, [region((1, 2, 3))]), r"image_id=7\), region 0: expected a .box. of 4 finite"),
+        (row(7, [{**region((1, 2, 3, 4)), "box": "left"}]), "region 0: expected a .box. of 4 finite .* got 'left'"),
+        (row(7, [region((1, 2, float("nan"), 4))]), "region 0: expected a .box."),
         (row(7, [region((1, 2, 30, 40), "a"), {**region((1, 2, 30, 40)), "phrases": "red"}]), "region 1: phrases"),
         (row(7, [{**region((1, 2, 30, 40)), "phrases": []}]), "region 0: phrases"),
         (row(7, many(1), task="x"), "row 0 of the batch .image_id=7.: task"),

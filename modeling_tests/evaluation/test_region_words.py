@@ -1,4 +1,5 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+import numpy as np
 import pytest
 
 from hf_segcap.evaluation.region_words import evaluate, word_accuracy
@@ -31,11 +32,15 @@ def test_word_accuracy():
 
 
 def test_evaluate_prompts_with_the_boxes_of_the_rows():
-    rows = [{"image": name, "regions": [{"box": [0, 0, n, n], "phrases": [TRUE]} for n in (3, 4)]} for name in "ab"]
+    images = [np.full((5, 5, 3), value, dtype=np.uint8) for value in (0, 128)]
+    images[1][:] = (0, 0, 255)
+    rows = [{"image": i, "regions": [{"box": [0, 0, n, n], "phrases": [TRUE]} for n in (3, 4)]} for i in images]
 
     def captioner(items, **options):
-        assert [item["image"] for item in items] == ["a", "b"] and items[0]["boxes"] == [[0, 0, 3, 3], [0, 0, 4, 4]]
+        assert [item["image"] is image for item, image in zip(items, images)] == [True, True]
+        assert items[0]["boxes"] == [[0, 0, 3, 3], [0, 0, 4, 4]]
         return [[{"caption": TRUE}, {"caption": TRUE.replace("red", "blue")}] for _ in items]
 
     scores = evaluate(captioner, rows)
     assert scores["colour"] == 0.5 and scores["place"] == 1.0
+    assert scores["colour, mean or commonest"] == 0.75  # most pixels of the second image are blue

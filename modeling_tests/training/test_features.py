@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hf_segcap.data.collator import RegionCollator
-from hf_segcap.training.features import FeatureCache, encoder_fingerprint
+from hf_segcap.training.features import FeatureCache, _ShardWriter, encoder_fingerprint
 from hf_segcap.training.trainer import SegCapTrainer
 from modeling_tests.tiny import random_image, tiny_processor, tiny_sam_caption
 from modeling_tests.training.data import arguments, logged_losses, make_rows
@@ -84,14 +84,17 @@ def test_a_finished_cache_has_an_index_and_no_leftovers(tmp_path, model, process
     assert len(FeatureCache(tmp_path, cache.fingerprint)) == 3
 
 
-def test_the_size_is_announced(tmp_path, model, processor, caplog):
+@pytest.fixture
+def log(caplog):
     logger = logging.getLogger("hf_segcap.training.features")
     logger.addHandler(caplog.handler)
-    try:
-        build(model, processor, make_rows(3), tmp_path)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert f"3 images x {FEATURE_BYTES:,} bytes = 0.00 GB" in caplog.text
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_the_size_is_announced(tmp_path, model, processor, log):
+    build(model, processor, make_rows(3), tmp_path)
+    assert f"3 images x {FEATURE_BYTES:,} bytes = 0.00 GB" in log.text
 
 
 def test_another_encoder_or_image_is_not_found(tmp_path, model, processor):
@@ -114,6 +117,15 @@ def test_the_fingerprint_counts_what_decides_the_features(model, processor):
     changed.image_processor.image_mean = [0.5, 0.5, 0.5]
     assert encoder_fingerprint(model, changed) != before
     assert encoder_fingerprint(tiny_sam_caption(seed=1), processor) != before
+
+
+def test_the_fingerprint_counts_the_encoders_configuration(tmp_path, model, processor):
+    before = encoder_fingerprint(model, processor)
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path, attn_implementation="eager", dtype="float32")
+    assert encoder_fingerprint(reloaded, processor) == before  # where it came from and how it is run do not count
+    model.vision_encoder.config.layer_norm_eps = 1e-3
+    assert encoder_fingerprint(model, processor) != before
 
 
 def test_training_from_features_gives_the_same_losses(tmp_path, processor):
@@ -160,6 +172,51 @@ def test_several_processes_share_the_work(tmp_path, model, processor, monkeypatc
         build(model, processor, rows, tmp_path, process_index=rank, num_processes=2)
     assert sum(calls) == 5
     assert len(FeatureCache.open(model, processor, tmp_path)) == 5
+
+
+def test_every_process_skips_damaged_shards_and_only_the_first_deletes_them(tmp_path, model, processor, log):
+    rows = make_rows(4)
+    build(model, processor, rows, tmp_path, shard_bytes=4 * FEATURE_BYTES)
+    (shard,) = tmp_path.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    build(model, processor, rows, tmp_path, process_index=1, num_processes=2)  # faster than process 0
+    assert f"{shard.name} is damaged" in log.text and shard.exists()
+    build(model, processor, rows, tmp_path, process_index=0, num_processes=2)
+    assert not shard.exists()
+    assert len(FeatureCache.open(model, processor, tmp_path)) == 4
+
+
+def test_a_rebuilt_shard_has_a_new_name(tmp_path, model, processor):
+    # With the same content; process 0 may just be about to delete the damaged one.
+    rows = make_rows(2)
+    build(model, processor, rows[1:], tmp_path)
+    (shard,) = tmp_path.glob("*.safetensors")
+    shard.write_bytes(b"damaged")
+    build(model, processor, rows, tmp_path, process_index=1, num_processes=2)
+    assert shard.read_bytes() == b"damaged" and len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("name", ["features-1.safetensors", ".features-1.safetensors.7.tmp"])
+@pytest.mark.parametrize("process_index", [0, 1])
+def test_files_may_vanish_during_the_build(tmp_path, model, processor, name, process_index):
+    (tmp_path / name).symlink_to(tmp_path / "deleted")  # listed, but not there when it is opened
+    build(model, processor, make_rows(2), tmp_path, process_index=process_index, num_processes=2)
+    assert len(FeatureCache.open(model, processor, tmp_path)) == 1
+
+
+def test_the_writer_looks_at_each_tensor_once(tmp_path):
+    class Counted(torch.Tensor):
+        looks = 0
+
+        def numel(self):
+            Counted.looks += 1
+            return super().numel()
+
+    writer = _ShardWriter(tmp_path, 20 * FEATURE_BYTES)
+    for index in range(50):
+        writer.add(str(index), torch.zeros(FEATURE_BYTES // 2, dtype=torch.float16).as_subclass(Counted))
+    sizes = sorted(path.stat().st_size // FEATURE_BYTES for path in tmp_path.iterdir())
+    assert sizes == [20, 20] and Counted.looks <= 50 * 2
 
 
 def test_an_open_cache_can_be_sent_to_a_worker(tmp_path, model, processor):

@@ -102,6 +102,15 @@ def test_a_run_can_be_repeated_and_resumed(recipe, tmp_path):
         train(recipe, options, tmp_path / "a")
 
     interrupted = [*options, "training.save_total_limit=1"]
+    # a finished model is not overwritten either
+    (tmp_path / "finished").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "b" / name).rename(tmp_path / "finished" / name)
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=f"holds a model already .*{'resume' if resume else 'overwritten'}"):
+                train(recipe, options, tmp_path / "finished", resume)
+    assert sorted(path.name for path in (tmp_path / "finished").iterdir()) == ["config.json", "model.safetensors"]
+
     first = tmp_path / "a" / "checkpoint-2"
     os.makedirs(tmp_path / "c")
     first.rename(tmp_path / "c" / "checkpoint-2")
@@ -193,6 +202,15 @@ def test_a_new_training_from_sam_and_a_language_model(recipe, tmp_path):
     assert {value.dtype for value in saved.values()} == {torch.bfloat16}
 
 
+def test_half_precision_checkpoints_are_trained_in_full_precision(recipe, tmp_path):
+    build_model(load_recipe(recipe), _rows(recipe))[0].half().save_pretrained(tmp_path)
+    build_model(load_recipe(recipe), _rows(recipe))[1].save_pretrained(tmp_path)
+    recipe["model"] = {"from_pretrained": str(tmp_path)}
+    del recipe["tokenizer"]
+    model, _ = build_model(load_recipe(recipe), None)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_several_sources_are_mixed(recipe, tmp_path, data):
     source = {"source": "folder", "args": {"root": str(data), "limit": 1}}
     recipe["data"]["train"] = [{**source, "weight": 3}, {"source": "folder", "args": {"root": str(data)}}]
@@ -214,12 +232,15 @@ def test_two_processes(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
+    damaged = tmp_path / "out" / "features" / "features-1.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     command += [str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(history(tmp_path / "out")) == 4
+    assert not damaged.exists() and len(history(tmp_path / "out")) == 4
     saved_model(tmp_path / "out")
 
 
@@ -240,6 +261,9 @@ def test_two_processes(recipe, tmp_path):
         ("model.from_pretrained=x", "config cannot be changed"),
         ("model.config=null", "expected one of from_pretrained, from_sam, config"),
         ("model.language_model=gpt2", "given together"),
+        ("model.dtype=float8", "unknown dtype 'float8'"),
+        ("model.dtype=float16", "model: dtype: float16 weights cannot be trained.*fp16: true"),
+        ("save_dtype=float8", "unknown dtype 'float8'"),
         ("tokenizer.train=null", "tokenizer: a model from scratch"),
         ("freeze=text_mixer+lora", "lora goes with freeze"),
         ("data.train.5.weight=1", "'5' is not inside a section"),
@@ -257,7 +281,6 @@ def test_bad_recipes_name_the_key(recipe, override, message):
         (["freeze=text_mixer", "frozen_features=x", "large_scale_jitter.max_scale=1.0"], "changes every image"),
         (["frozen_features=x"], "frozen image encoder"),
         (["freeze=nothing"], "policy must be"),
-        (["model.dtype=float8"], "unknown dtype 'float8'"),
         (["tokenizer.train=char"], "unknown kind of tokenizer 'char'"),
         (["generation.max_tokens=3"], "generation: unknown keys .'max_tokens'"),
         (["data.train.0.source=nowhere"], "unknown data source 'nowhere'"),

@@ -144,6 +144,53 @@ def test_evaluation_uses_its_own_collator_and_pads_ragged_batches(tmp_path, proc
     assert decode_captions(processor, seen["predictions"])[2:4] == expected
 
 
+def test_evaluation_encodes_every_image_once(tmp_path, processor, monkeypatch):
+    rows, seen = make_rows(3), []
+    collator = RegionCollator(processor, train=False)
+
+    def compute_metrics(prediction):
+        seen.append(prediction.predictions)
+        return {}
+
+    trainer = make_trainer(tmp_path, processor, collator=collator, eval_dataset=rows, compute_metrics=compute_metrics)
+    encoded = []
+    encode = trainer.model.vision_encoder.forward
+    monkeypatch.setattr(
+        trainer.model.vision_encoder, "forward", lambda x, **kwargs: encoded.append(len(x)) or encode(x, **kwargs)
+    )
+    loss = trainer.evaluate()["eval_loss"]
+    assert encoded == [2, 1]
+    # without a forward pass there is nothing to reuse, and the captions are the same
+    trainer.eval_collator = lambda rows: {k: v for k, v in collator(rows).items() if k != "labels"}
+    assert np.isfinite(loss) and np.array_equal(trainer.predict(rows).predictions, seen[0])
+
+
+def test_a_collator_without_prompt_mask(tmp_path, processor):
+    rows, collator = make_rows(3), RegionCollator(processor, train=False)
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append((prediction.predictions, prediction.label_ids))
+        return {}
+
+    def without_mask(rows):
+        return {name: value for name, value in collator(rows).items() if name != "prompt_mask"}
+
+    for each in (collator, without_mask):
+        make_trainer(tmp_path, processor, collator=each, eval_dataset=rows, compute_metrics=compute_metrics).evaluate()
+    assert all(np.array_equal(left, right) for left, right in zip(*seen))
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "expected"), [("text_mixer", None, None), ("all", None, True), ("all", False, False)]
+)
+def test_unused_parameters_are_looked_for_where_there_are_some(tmp_path, processor, policy, given, expected):
+    trainer = make_trainer(tmp_path, processor, policy=policy, options={"ddp_find_unused_parameters": given})
+    assert trainer.args.ddp_find_unused_parameters is expected
+    if expected is not None:
+        assert trainer.accelerator.ddp_handler.find_unused_parameters is expected
+
+
 def test_eval_loss_equals_the_models_loss(tmp_path, processor):
     rows = make_rows(2)
     trainer = make_trainer(tmp_path, processor, eval_dataset=rows)
@@ -155,7 +202,7 @@ def test_eval_loss_equals_the_models_loss(tmp_path, processor):
 
 def test_predict_without_generation_returns_the_outputs(tmp_path, processor):
     trainer = make_trainer(tmp_path, processor, predict_with_generate=False)
-    logits = trainer.predict(make_rows(2)).predictions[0]
+    logits = trainer.predict(make_rows(2)).predictions
     assert logits.shape[:2] == (2, 3) and logits.dtype == np.float32
 
 
@@ -241,13 +288,16 @@ from modeling_tests.training.data import arguments, logged_losses, make_rows
 
 if __name__ == "__main__":
     processor, model = tiny_processor(), tiny_sam_caption()
-    model.freeze_for("text_mixer")
+    everything = sys.argv[2] == "all"
+    model.freeze_for(sys.argv[2])
     rows = make_rows(8)
     for row in rows[:3]:
         row["regions"] = []  # some processes meet batches without regions
     trainer = SegCapTrainer(
-        model=model, args=arguments(sys.argv[1], ddp_backend="gloo", per_device_train_batch_size=1, max_steps=4),
-        data_collator=RegionCollator(processor), train_dataset=rows, eval_dataset=make_rows(3, 2, seed=1),
+        model=model, args=arguments(sys.argv[1], ddp_backend="gloo", per_device_train_batch_size=1, max_steps=4,
+                                    activation_checkpointing=everything),
+        data_collator=RegionCollator(processor, prompt_kinds={"box": 0.5, "point": 0.5} if everything else None),
+        train_dataset=rows, eval_dataset=make_rows(3, 2, seed=1),
         compute_metrics=caption_metrics(processor), generation_kwargs={"max_new_tokens": 5},
     )
     trainer.train()
@@ -260,14 +310,15 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_train_one_model(tmp_path):
+@pytest.mark.parametrize("policy", ["text_mixer", "all"])
+def test_two_processes_train_one_model(tmp_path, policy):
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
+        [*command, str(script), str(tmp_path), policy],
         env=environment,
         capture_output=True,
         text=True,

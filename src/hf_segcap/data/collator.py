@@ -15,13 +15,14 @@ from torch.utils.data import get_worker_info
 
 from ..images import load_image
 from ..masks import decode_rle
+from ..models.sam_caption.configuration_sam_caption import TASKS
 from ..prompts import RegionPrompts, masks_to_low_res_logits, scale_prompts
 from .augmentation import LargeScaleJitter
+from .sources import check_box
 
 if TYPE_CHECKING:
     from ..training.features import FeatureCache
 
-TASKS = {"recognition": 0, "caption": 1}
 PROMPT_KINDS = ("box", "point")
 _MIN_SIDE = 1e-5  # pixels; smaller boxes are not trained on
 
@@ -159,7 +160,9 @@ class RegionCollator:
         name = f"row {index} of the batch (image_id={row.get('image_id')})"
         image = np.array(load_image(row["image"], name=name))
         regions = list(row["regions"])
-        boxes = np.array([_check_box(region["box"], name, i) for i, region in enumerate(regions)]).reshape(-1, 4)
+        boxes = np.array(
+            [check_box(region["box"], f"{name}, region {i}") for i, region in enumerate(regions)]
+        ).reshape(-1, 4)
         task = _task_index(row.get("task") or self.task, name)
         kept = list(range(len(regions)))
         masks_needed = self.with_masks or "point" in self.prompt_kinds
@@ -248,15 +251,6 @@ class RegionCollator:
         prompts = RegionPrompts(None, None, None, masks, prompt_mask, [len(sample.masks) for sample in samples])
         targets = (masks_to_low_res_logits(prompts, reshaped_sizes, frame, side) > 0).float()
         return targets.masked_fill(~known[..., None, None], float("nan"))
-
-
-def _check_box(box: Any, name: str, region: int) -> np.ndarray:
-    values = np.asarray(box, dtype=np.float64)
-    if values.shape != (4,) or not np.isfinite(values).all():
-        raise ValueError(
-            f"{name}, region {region}: the box must be 4 finite numbers x0, y0, x1, y1 in pixels, got {box}"
-        )
-    return values
 
 
 def _check_prompt_kinds(kinds: Mapping[str, float]) -> dict[str, float]:

@@ -82,29 +82,38 @@ def colour_words(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Colour and tone words, string arrays of shape (...); the tone is "" between dark and light. Black, grey and
-        white have little chroma; the rest is told by hue, with brown the dark orange and yellow, and pink the light red.
+        white have little chroma; the rest is told by hue, with brown the dark or dull red, orange and yellow, and pink the
+        light red.
     """
     lab = rgb_to_lab(rgb)
     lightness, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
     hue = np.degrees(np.arctan2(lab[..., 2], lab[..., 1])) % 360
     neutral = chroma < 9
+    red_hue = (hue < 45) | (hue >= 345)
     conditions = [
         ((lightness < 14) & (chroma < 30)) | (neutral & (lightness < 25)),
         neutral & (lightness > 82),
         neutral,
-        ((hue < 45) | (hue >= 345)) & (lightness > 62),
-        (hue < 45) | (hue >= 345),
-        (hue < 112) & ((lightness < 58) | ((chroma < 38) & (lightness < 80))),  # tan and skin are light brown
+        (hue >= 15) & (hue < 95) & (chroma < 45) & (lightness < 78),  # wood, skin, tan
+        red_hue & (lightness > 62),
+        red_hue,
+        (hue < 95) & (lightness < 50),
         hue < 75,
-        hue < 112,
-        hue < 185,
+        (hue < 115) & (lightness > 65),
+        hue < 185,  # olive is a dark green
         hue < 312,
         lightness > 68,
     ]
-    names = ("black", "white", "grey", "pink", "red", "brown", "orange", "yellow", "green", "blue", "pink")
+    names = ("black", "white", "grey", "brown", "pink", "red", "brown", "orange", "yellow", "green", "blue", "pink")
     colour = np.select(conditions, names, default="purple")
     tone = np.select([np.isin(colour, ("black", "white")), lightness < 36, lightness > 66], ["", "dark", "light"], "")
     return colour, tone
+
+
+def commonest_colour(pixels: np.ndarray) -> str:
+    """The colour word that most of the pixels (n, 3) have by themselves."""
+    names, counts = np.unique(colour_words(pixels)[0], return_counts=True)
+    return str(names[counts.argmax()])
 
 
 def size_word(area_fraction: float) -> str:

@@ -22,9 +22,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .sources import StoredRows
+from .sources import StoredRows, check_box
 
 _EXAMPLE = '{"image": "images/cat.jpg", "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat"]}]}'
 
@@ -86,12 +84,7 @@ def _parse_region(region: Any, where: str) -> dict[str, Any]:
     phrases = [region["phrase"]] if "phrase" in region else region.get("phrases")
     if not isinstance(phrases, list) or not phrases or not all(isinstance(text, str) for text in phrases):
         raise ValueError(f'{where}: expected "phrases" (a list of texts) or "phrase" (a text), got {phrases!r}')
-    try:
-        box = np.asarray(region.get("box"), dtype=np.float64)
-    except (TypeError, ValueError):
-        box = np.zeros(0)
-    if box.shape != (4,) or not np.isfinite(box).all():
-        raise ValueError(f'{where}: expected a "box" of 4 numbers x0, y0, x1, y1 in pixels, got {region.get("box")!r}')
+    box = check_box(region.get("box"), where)
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(
             f"{where}: the box {box.tolist()} is empty or inverted, expected x0 < x1 and y0 < y1 (two corners, not width "

@@ -51,6 +51,21 @@ def iter_texts(rows: Any) -> Iterator[str]:
             yield from region["phrases"]
 
 
+def check_box(box: Any, where: str) -> np.ndarray:
+    """The box of a region as (4,) float64, x0, y0, x1, y1 in pixels.
+
+    Raises:
+        ValueError: not 4 finite numbers; `where` starts the message. The order of the corners is not looked at.
+    """
+    try:
+        values = np.asarray(box, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.zeros(0)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(f'{where}: expected a "box" of 4 finite numbers x0, y0, x1, y1 in pixels, got {box!r}')
+    return values
+
+
 class StoredRows(Dataset):
     """Rows held in memory with the path of their image, which is opened when a row is asked for."""
 

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from ..data.describe import RegionWords
+from ..data.describe import RegionWords, commonest_colour
 from ..data.photographs import PHOTOGRAPHS, PhotographRegions
 from ..data.synthetic import SyntheticRegions
 
@@ -45,12 +46,29 @@ def word_accuracy(captions: Sequence[str], truths: Sequence[str]) -> dict[str, f
 
 
 def evaluate(captioner: Any, rows: Iterable[Mapping[str, Any]], batch_size: int = 8) -> dict[str, float]:
-    """Accuracy of a `region-captioning` pipeline on rows whose first phrases are the truth, prompted by their boxes."""
+    """Accuracy of a `region-captioning` pipeline on rows whose first phrases are the truth, prompted by their boxes.
+
+    "colour" is strict: the word of the region's mean colour. "colour, mean or commonest" also takes the word of most of
+    the box's pixels, which a region of several colours is as often called.
+    """
     rows = list(rows)
     items = [{"image": row["image"], "boxes": [region["box"] for region in row["regions"]]} for row in rows]
     results = captioner(items, batch_size=batch_size, return_masks=False, progress=False)
     captions = [region["caption"] for result in results for region in result]
-    return word_accuracy(captions, [region["phrases"][0] for row in rows for region in row["regions"]])
+    truths = [region["phrases"][0] for row in rows for region in row["regions"]]
+    commonest = [_commonest(row, region) for row in rows for region in row["regions"]]
+    scores = word_accuracy(captions, truths)
+    right = [
+        (said := RegionWords.parse(caption)) is not None
+        and said.colour in (other, getattr(RegionWords.parse(truth), "colour", ""))
+        for caption, truth, other in zip(captions, truths, commonest)
+    ]
+    return {"colour, mean or commonest": sum(right) / len(right), **scores}
+
+
+def _commonest(row: Mapping[str, Any], region: Mapping[str, Any]) -> str:
+    x0, y0, x1, y1 = (int(side) for side in region["box"])
+    return commonest_colour(np.asarray(row["image"])[y0:y1, x0:x1].reshape(-1, 3))
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:

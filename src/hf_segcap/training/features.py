@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..images import load_image
@@ -43,7 +46,10 @@ def encoder_fingerprint(model: Any, processor: Any) -> str:
     settings = {k: v for k, v in settings.items() if not k.endswith("_type") and not k.startswith("_")}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     encoder = model.vision_encoder
-    digest.update(json.dumps([encoder.config.image_size, encoder.config.patch_size]).encode())
+    # What every configuration has (dtype, version, names, ...) and the attention backend decide nothing.
+    common = PreTrainedConfig().to_dict()
+    config = {k: v for k, v in encoder.config.to_dict().items() if k not in common and not k.startswith("_")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -56,16 +62,17 @@ class FeatureCache:
     Args:
         directory: the cache's folder.
         fingerprint: of the encoder, see [`encoder_fingerprint`].
+        skip_damaged: leave damaged shards out, with a warning that names them.
 
     Raises:
-        ValueError: a shard is damaged (the message names the file and the remedy).
+        ValueError: a shard is damaged and not to be skipped (the message names the file and the remedy).
 
     Example:
         >>> cache = FeatureCache.build(model, processor, rows, "features")
         >>> collator = RegionCollator(processor, features=cache)
     """
 
-    def __init__(self, directory: str | Path, fingerprint: str) -> None:
+    def __init__(self, directory: str | Path, fingerprint: str, *, skip_damaged: bool = False) -> None:
         self.directory = Path(directory)
         self.fingerprint = fingerprint
         self._shard_of: dict[str, str] = {}
@@ -73,11 +80,15 @@ class FeatureCache:
         for path in sorted(self.directory.glob("*.safetensors")):
             try:
                 self._shard_of.update(dict.fromkeys(_shard_keys(path), path.name))
+            except FileNotFoundError:
+                continue  # a damaged one that another process has just deleted
             except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"the feature shard {path} is damaged ({error}): build the cache again, which deletes it and "
-                    "encodes its images anew"
-                ) from error
+                if not skip_damaged:
+                    raise ValueError(
+                        f"the feature shard {path} is damaged ({error}): build the cache again, which deletes it and "
+                        "encodes its images anew"
+                    ) from error
+                _warn_of_damage(path, error)
 
     def __len__(self) -> int:
         return len(self._shard_of)
@@ -100,7 +111,6 @@ class FeatureCache:
 
         Raises:
             KeyError: the image was never encoded, or by another encoder.
-            ValueError: the stored feature is damaged.
         """
         key = image if isinstance(image, str) and image in self._shard_of else self.key(image)
         if key not in self._shard_of:
@@ -134,7 +144,8 @@ class FeatureCache:
     ) -> FeatureCache:
         """Encodes every image of `rows` that the folder does not hold yet.
 
-        The size is announced before the work starts. Damaged shards are deleted and their images encoded again.
+        The size is announced before the work starts. Damaged shards are left out by every process, deleted by process 0,
+        and their images encoded again.
 
         Args:
             model: has `get_image_embeddings(pixel_values) -> (B, C, g, g)` and `vision_encoder`; used in eval mode, on its
@@ -151,8 +162,8 @@ class FeatureCache:
         directory.mkdir(parents=True, exist_ok=True)
         if process_index == 0:
             _delete_damaged(directory)
-        cache = cls(directory, encoder_fingerprint(model, processor))
-        writer = _ShardWriter(directory, shard_bytes, process_index)
+        cache = cls(directory, encoder_fingerprint(model, processor), skip_damaged=True)
+        writer = _ShardWriter(directory, shard_bytes)
 
         mine = range(process_index, len(rows), num_processes)
         shape, dtype = _feature_shape(model), torch.float16
@@ -179,7 +190,7 @@ class FeatureCache:
             writer.flush()
         finally:
             model.train(was_training)
-        cache = cls(directory, cache.fingerprint)
+        cache = cls(directory, cache.fingerprint, skip_damaged=True)
         if process_index == 0:
             cache._write_index()
         return cache
@@ -197,30 +208,30 @@ class FeatureCache:
 class _ShardWriter:
     """Collects features and writes them in shards of about `shard_bytes`."""
 
-    def __init__(self, directory: Path, shard_bytes: int, process_index: int) -> None:
+    def __init__(self, directory: Path, shard_bytes: int) -> None:
         self.directory = directory
         self.shard_bytes = shard_bytes
-        self.process_index = process_index
         self._written: set[str] = set()
         self._tensors: dict[str, torch.Tensor] = {}
+        self._size = 0  # bytes of `_tensors`
 
     def __contains__(self, key: str) -> bool:
         return key in self._written or key in self._tensors
 
     def add(self, key: str, feature: torch.Tensor) -> None:
         self._tensors[key] = feature.cpu().contiguous()
-        if sum(t.numel() * t.element_size() for t in self._tensors.values()) >= self.shard_bytes:
+        self._size += feature.numel() * feature.element_size()
+        if self._size >= self.shard_bytes:
             self.flush()
 
     def flush(self) -> None:
         if not self._tensors:
             return
-        # Named after its content: no two processes or runs write the same file.
-        name = hashlib.sha256("".join(sorted(self._tensors)).encode()).hexdigest()[:16]
-        path = self.directory / f"features-{name}.safetensors"
+        # A new name every time: nobody writes a file that another process may be reading, or deleting as damaged.
+        path = self.directory / f"features-{uuid.uuid4().hex}.safetensors"
         _write_atomically(path, lambda temporary: save_file(self._tensors, temporary))
         self._written.update(self._tensors)
-        self._tensors = {}
+        self._tensors, self._size = {}, 0
 
 
 def _write_atomically(path: Path, write: Any) -> None:
@@ -236,16 +247,23 @@ def _shard_keys(path: Path) -> list[str]:
         return list(shard.keys())
 
 
+def _warn_of_damage(path: Path, error: Exception) -> None:
+    logger.warning_once(f"the feature shard {path} is damaged ({error}): its images are encoded again")
+
+
 def _delete_damaged(directory: Path) -> None:
     for path in directory.glob("*.safetensors"):
         try:
             _shard_keys(path)
+        except FileNotFoundError:
+            continue
         except (SafetensorError, OSError) as error:
-            logger.warning(f"the feature shard {path} is damaged ({error}): its images are encoded again")
-            path.unlink()
+            _warn_of_damage(path, error)
+            path.unlink(missing_ok=True)
     for path in directory.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            path.unlink()
+        with suppress(FileNotFoundError):  # another process has finished writing it
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 def _feature_shape(model: Any) -> tuple[int, int, int]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
 
 RECIPES = Path(__file__).parent / "recipes"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @strict
@@ -26,7 +28,7 @@ class ModelSection:
         from_sam: folder or Hub id of a SAM checkpoint to start a new training from.
         language_model: folder or Hub id of any causal language model, with `from_sam`.
         config: fields of `SamCaptionConfig` for a model from scratch; with `from_sam`, fields to change.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
+        dtype: of the weights, "float32" or "bfloat16", whatever the checkpoint has. Mixed precision is `training: fp16`.
     """
 
     from_pretrained: str | None = None
@@ -143,6 +145,14 @@ class Recipe:
             raise ValueError("model: from_sam and language_model are given together or not at all")
         if model.from_pretrained and model.config:
             raise ValueError("model: config cannot be changed with from_pretrained, remove it")
+        for name in (model.dtype, self.save_dtype):
+            if name is not None and name not in DTYPES:
+                raise ValueError(f"unknown dtype {name!r}, expected one of {sorted(DTYPES)}")
+        if model.dtype == "float16":
+            raise ValueError(
+                "model: dtype: float16 weights cannot be trained (small updates are rounded away), use float32, and "
+                "training: fp16: true for mixed precision"
+            )
         if tokenizer.train and (tokenizer.from_pretrained or given):
             raise ValueError("tokenizer: train is for models from scratch (model: config), without from_pretrained")
         if not given and not (tokenizer.train or tokenizer.from_pretrained):

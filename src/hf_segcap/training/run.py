@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,17 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import AutoModelForCausalLM, AutoTokenizer, SamModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..data.augmentation import LargeScaleJitter
 from ..data.collator import RegionCollator
 from ..data.sources import MixedRows, iter_texts, load_source
 from .features import FeatureCache
-from .recipe import Recipe, SourceSection, dump_recipe, load_recipe
+from .recipe import DTYPES, Recipe, SourceSection, dump_recipe, load_recipe
 from .tokenizer import train_tokenizer
 from .trainer import SegCapTrainer, caption_metrics
 
 logger = logging.get_logger(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def train(
@@ -41,19 +40,26 @@ def train(
         recipe: a YAML file, the name of a bundled recipe, or its content.
         overrides: "section.key=value".
         output: folder; checkpoints go there as well.
-        resume: continue from the last checkpoint in `output` (from the start if there is none).
+        resume: continue from the last checkpoint in `output` (from the start if the folder holds nothing yet).
 
     Returns:
         metrics of the training and, with evaluation data, of the final evaluation.
 
     Raises:
-        ValueError: an unusable recipe, or `output` holds checkpoints of an earlier run and `resume` is False.
+        ValueError: an unusable recipe; `output` holds checkpoints of an earlier run and `resume` is False; `output` holds a
+            model and no checkpoint.
     """
     parsed = load_recipe(recipe, overrides)
     output = Path(output)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     if checkpoint and not resume:
         raise ValueError(f"{output} holds checkpoints of an earlier run: resume it (--resume) or name another folder")
+    model_files = [name for name in (CONFIG_NAME, SAFE_WEIGHTS_NAME) if (output / name).exists()]
+    if model_files and not checkpoint:
+        wish = "nothing to resume" if resume else "it would be overwritten"
+        raise ValueError(
+            f"{output} holds a model already ({model_files[0]}) and no checkpoint, {wish}: name another folder"
+        )
 
     set_seed(parsed.seed)
     arguments = _training_arguments(parsed, output)
@@ -111,7 +117,7 @@ def build_model(recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
     from ..models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
     from ..models.sam_caption.processing_sam_caption import SamCaptionProcessor, sam_image_processor
 
-    section, dtype = recipe.model, _dtype(recipe.model.dtype)
+    section, dtype = recipe.model, DTYPES[recipe.model.dtype]
     if section.from_pretrained:
         model = SamCaptionForRegionCaptioning.from_pretrained(section.from_pretrained, dtype=dtype)
         processor = SamCaptionProcessor.from_pretrained(section.from_pretrained)
@@ -167,8 +173,12 @@ def _save(recipe: Recipe, trained: Any, processor: Any, output: Path) -> None:
         trained.save_pretrained(output / "adapter")
         trained = trained.merge_and_unload()
     if recipe.save_dtype:
-        trained = trained.to(_dtype(recipe.save_dtype))
+        trained = trained.to(DTYPES[recipe.save_dtype])
     trained.save_pretrained(output)
+    if recipe.save_dtype:  # stored in save_dtype, loaded in the dtype of the training
+        config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = recipe.model.dtype
+        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor.save_pretrained(output)
     (output / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
 
@@ -237,9 +247,3 @@ def _with_vocabulary(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any
         "pad_token_id": tokenizer.pad_token_id,
     }
     return {**config, "text_config": {**ids, **config.get("text_config", {})}}
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise ValueError(f"unknown dtype {name!r}, expected one of {sorted(_DTYPES)}")
-    return _DTYPES[name]

@@ -73,6 +73,13 @@ class SegCapTrainer(Trainer):
             self.eval_collator = eval_collator or self.data_collator.for_evaluation()
             self.add_callback(_EpochCallback(self.data_collator))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        # Beyond the text mixer a step leaves parts unused (points in a batch of boxes, mask prompts): without gradients
+        # they stop distributed training. Trainer does not look for them when activations are checkpointed.
+        if self.args.ddp_find_unused_parameters is None and _trains_more_than_text_mixer(self.model):
+            self.args.ddp_find_unused_parameters = True
+        super().create_accelerator_and_postprocess()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._evaluation_collator():
             return super().get_eval_dataloader(eval_dataset)
@@ -97,22 +104,31 @@ class SegCapTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Loss by a forward pass, predictions by `generate`: (B, P, T) and (B, P, L), -100 on padding."""
+        """Loss by a forward pass, predictions by `generate`: (B, P, T) and (B, P, L), -100 on padding.
+
+        Without `prompt_mask` every region counts. Images are encoded once: `generate` gets the `image_embeddings` of the
+        forward pass.
+        """
         generate = self.predict_with_generate and not prediction_loss_only
-        loss, outputs, labels = super().prediction_step(
-            model, inputs, prediction_loss_only=prediction_loss_only or generate, ignore_keys=ignore_keys
-        )
+        captioner: Any = self.accelerator.unwrap_model(self.model)
+        with _seen_image_embeddings(captioner) as embeddings:
+            loss, outputs, labels = super().prediction_step(
+                model, inputs, prediction_loss_only=prediction_loss_only or generate, ignore_keys=ignore_keys
+            )
         if not generate:
             return loss, outputs, labels
         inputs = self._prepare_inputs(inputs)
         prompts = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        captioner: Any = self.accelerator.unwrap_model(self.model)
+        if len(embeddings) == 1 and "pixel_values" in prompts:
+            del prompts["pixel_values"]
+            prompts["image_embeddings"] = embeddings[0]
         with torch.no_grad(), self.compute_loss_context_manager():
             sequences = captioner.generate(**prompts, **self.generation_kwargs)
         if sequences.ndim == 4:  # several heads or returned sequences: the first
             sequences = sequences[:, :, 0]
         sequences = _mask_after_end(sequences, captioner.generation_config.eos_token_id)
-        sequences = sequences.masked_fill(~inputs["prompt_mask"][..., None], _IGNORE)
+        if inputs.get("prompt_mask") is not None:
+            sequences = sequences.masked_fill(~inputs["prompt_mask"][..., None], _IGNORE)
         return loss, self._pad(sequences), self._pad(inputs["labels"]) if "labels" in inputs else None
 
     def _pad(self, ids: torch.Tensor) -> torch.Tensor:
@@ -124,6 +140,28 @@ class SegCapTrainer(Trainer):
                 "raise it, or bound the captions (max_new_tokens in generation_kwargs)"
             )
         return F.pad(ids, (0, missing), value=_IGNORE)
+
+
+def _trains_more_than_text_mixer(model: nn.Module | None) -> bool:
+    mixer = tuple(getattr(model, "text_mixer_modules", ()))
+    named = () if model is None else model.named_parameters()
+    return any(parameter.requires_grad and not name.startswith(mixer) for name, parameter in named)
+
+
+@contextmanager
+def _seen_image_embeddings(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects the `image_embeddings` of every forward pass: `Trainer` keeps outputs without their names."""
+    seen: list[torch.Tensor] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, dict) and output.get("image_embeddings") is not None:
+            seen.append(output["image_embeddings"])
+
+    handle = model.register_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _mask_after_end(ids: torch.Tensor, end: int | list[int] | None) -> torch.Tensor:

@@ -34,7 +34,8 @@ class SamCaptionOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`): caption loss, plus the weighted mask loss if `target_masks` are given.
         logits (`torch.FloatTensor` of shape `(B, P, L, V)`): `logits[..., j, :]` predicts `labels[..., j]`; without
             `input_ids` L is 1, the first token. With several caption heads `(B, P, H, L, V)`.
-        pred_masks (`torch.FloatTensor` of shape `(B, P, 3 or 1, 4g, 4g)`): low-resolution mask logits, padded frame.
+        pred_masks (`torch.FloatTensor` of shape `(B, P, 3 or 1, 4g, 4g)`): low-resolution mask logits, padded frame;
+            None in train mode with `labels` and without `target_masks`.
         iou_scores (`torch.FloatTensor` of shape `(B, P, 3 or 1)`): predicted IoU of these masks.
         caption_queries (`torch.FloatTensor` of shape `(B, P, H, Q, C)`): output of the caption mixer.
         language_model_inputs (`torch.FloatTensor` of shape `(B, P, H, T + Q, D)`): task tokens and projected queries.
@@ -392,7 +393,9 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         )
         task_index = self.task_index(task, batch_size)
 
-        features = self.region_features(image_embeddings, rows, multimask_output)
+        # a caption loss alone needs no masks, whose upscaling is a good part of a training step
+        output_masks = target_masks is not None or not (self.training and labels is not None)
+        features = self.region_features(image_embeddings, rows, multimask_output, output_masks=output_masks)
         prefix = self.prefix(features.caption_queries, task_index[rows.image_index])
         if labels is not None and input_ids is None:  # e.g. Trainer's label smoothing hands labels over alone
             input_ids, attention_mask = labels.clamp(min=0), (labels != -100).long()
@@ -411,7 +414,7 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         return SamCaptionOutput(
             loss=loss,
             logits=rows.scatter(logits),
-            pred_masks=rows.scatter(features.pred_masks),
+            pred_masks=rows.scatter(features.pred_masks) if output_masks else None,
             iou_scores=rows.scatter(features.iou_scores),
             caption_queries=rows.scatter(features.caption_queries),
             language_model_inputs=rows.scatter(prefix),
