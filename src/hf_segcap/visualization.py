@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from .images import load_image
 
 Color = tuple[int, int, int]
+Box = tuple[float, float, float, float]
 _MIN_FONT_SIZE = 7
+# Tried in this order for text beyond ASCII, which PIL's own font hardly covers; PIL looks in the system's font folders.
+_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 def distinct_colors(count: int) -> list[Color]:
@@ -54,9 +58,9 @@ def draw_regions(
         show_captions: draw captions.
         show_scores: write the score behind the caption.
         mask_opacity: 0 (invisible) to 1 (solid).
-        font_size: of the captions in pixels; by default it follows the size of the image. Captions too long for the
-            image are set smaller.
-        font: path of a TrueType font, for scripts that PIL's own font does not contain.
+        font_size: of the captions in pixels; by default it follows the size of the image. Captions that
+            would not fit, or cover each other, are set smaller.
+        font: path of a TrueType font. By default PIL's own, and for text beyond ASCII a wide one of the system.
         colors: RGB colours (0..255), used in turn; by default `distinct_colors`.
 
     Returns:
@@ -83,14 +87,29 @@ def draw_regions(
             if (box := _box_of(result)) is not None:
                 draw.rectangle(box, outline=color, width=line)
     if show_captions:
+        texts = [_caption_of(result, show_scores) for result in results]
+        boxes = [_box_of(result) or (0.0, 0.0, float(width), float(height)) for result in results]
         size = font_size or max(_MIN_FONT_SIZE, min(48, round(max(width, height) / 42)))
-        _Labels(picture, size, font, line).draw(results, paint, show_scores)
+        labels = _arrange(picture.size, texts, boxes, size, font, line)
+        for label, box, color in zip(labels, boxes, paint):
+            if label is not None:
+                _tie(draw, label.plate, box, color, line)
+        for label, color in zip(labels, paint):
+            if label is not None:
+                label.write(picture, color)
     return picture
 
 
-def _box_of(result: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+def _box_of(result: Mapping[str, Any]) -> Box | None:
     box = result.get("box")
     return None if box is None else (box["xmin"], box["ymin"], box["xmax"], box["ymax"])
+
+
+def _caption_of(result: Mapping[str, Any], with_score: bool) -> str:
+    text = " ".join(str(result.get("caption") or "").split())
+    if with_score and result.get("score") is not None:
+        text = f"{text} {float(result['score']):.2f}".strip()
+    return text
 
 
 def _paint_masks(
@@ -115,126 +134,144 @@ def _paint_masks(
             continue
         window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         part = np.pad(mask[window], line)  # a rim, so that the contour also runs along the window's border
-        inner = np.asarray(Image.fromarray(part).convert("L").filter(ImageFilter.MinFilter(2 * line + 1))) > 0
-        contour = (part & ~inner)[line:-line, line:-line]
+        contour = (part & ~_erode(part, line))[line:-line, line:-line]
         strength = np.where(mask[window], opacity, 0.0)
         strength[contour] = max(opacity, 0.9) if opacity else 0.0
         pixels[window] += strength[..., None].astype(np.float32) * (np.array(color, dtype=np.float32) - pixels[window])
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-class _Labels:
-    """Sets captions on plates and finds a free place for each."""
+def _erode(mask: np.ndarray, radius: int) -> np.ndarray:
+    """The pixels of a mask (H, W) whose square neighbourhood of `radius` is set; its outermost `radius` pixels are lost."""
+    for _ in range(2):  # down the rows, then, transposed, down the columns
+        size = mask.shape[0] - 2 * radius
+        inner = mask[:size].copy()
+        for start in range(1, 2 * radius + 1):
+            inner &= mask[start : start + size]
+        mask = np.pad(inner, ((radius, radius), (0, 0))).T
+    return mask
 
-    def __init__(self, picture: Image.Image, font_size: int, font: str | None, line: int) -> None:
-        self.picture, self.font_size, self.font_path, self.line = picture, font_size, font, line
-        self.taken = np.zeros((0, 4))
 
-    def draw(self, results: Sequence[Mapping[str, Any]], paint: list[Color], show_scores: bool) -> None:
-        labels = []
-        for result, color in zip(results, paint):
-            text = " ".join(str(result.get("caption") or "").split())
-            if show_scores and result.get("score") is not None:
-                text = f"{text} {float(result['score']):.2f}".strip()
-            if text:
-                anchor = _box_of(result) or (0.0, 0.0, float(self.picture.width), float(self.picture.height))
-                lines, font, size = self._set(text)
-                labels.append((lines, font, color, anchor, self._place(anchor, size)))
-        draw = ImageDraw.Draw(self.picture)
-        for *_, color, anchor, plate in labels:
-            _tie(draw, plate, anchor, color, self.line)
-        for lines, font, color, _, plate in labels:
-            self._write(lines, font, color, plate)
+@dataclass(frozen=True)
+class _Label:
+    """A caption broken into lines, and the plate (xyxy, whole pixels) that it stands on."""
 
-    def _set(self, text: str) -> tuple[list[str], Any, tuple[int, int]]:
-        """Breaks a text into lines, smaller if it does not fit; returns lines, font and the size of the plate."""
-        width, height = self.picture.size
-        size = self.font_size
-        while True:
-            font = ImageFont.truetype(self.font_path, size) if self.font_path else ImageFont.load_default(size=size)
-            pad, leading = _metrics(font)
-            room = max(0.4 * width, min(12 * size, width)) - 2 * pad
-            lines = _wrap(text, font, room)
-            widest = max(font.getlength(line) for line in lines)
-            plate = (int(np.ceil(widest)) + 2 * pad, leading * len(lines) + 2 * pad)
-            if plate[0] <= width and plate[1] <= max(height / 2, min(height, leading + 2 * pad)):
-                return lines, font, plate
-            if size <= _MIN_FONT_SIZE:
-                fitting = max(1, (height - 2 * pad) // leading)
-                if len(lines) > fitting:
-                    lines = [*lines[: fitting - 1], lines[fitting - 1].rstrip(" .") + "…"]
-                return lines, font, (min(plate[0], width), min(leading * len(lines) + 2 * pad, height))
-            size = max(_MIN_FONT_SIZE, int(size * 0.85))
+    lines: list[str]
+    font: Any
+    plate: Box
 
-    def _place(
-        self, box: tuple[float, float, float, float], size: tuple[int, int]
-    ) -> tuple[float, float, float, float]:
-        """The free place closest to the region: its border first, then anywhere; the least covered one if none is free."""
-        (width, height), (w, h) = self.picture.size, size
-        x0, y0, x1, y1 = box
-        gap = self.line
-        beside = [
-            (x0, y0 - h - gap),  # above, the usual place
-            (x0 + gap, y0 + gap),  # inside at the top
-            (x0, y1 + gap),  # below
-            (x0 + gap, y1 - h - gap),  # inside at the bottom
-            (x1 - w, y0 - h - gap),
-            (x1 - w - gap, y0 + gap),
-            (x1 - w, y1 + gap),
-            (x1 - w - gap, y1 - h - gap),
-            (x1 + gap, y0),
-            (x0 - w - gap, y0),
-            ((x0 + x1 - w) / 2, (y0 + y1 - h) / 2),
-        ]
-        step = max(4, h // 2)
-        across, down = np.meshgrid(
-            np.arange(0, max(1, width - w + 1), step), np.arange(0, max(1, height - h + 1), step)
-        )
-        corners = np.concatenate([np.array(beside, dtype=float), np.stack([across.ravel(), down.ravel()], -1)])
-        wish = corners.copy()
-        corners[:, 0] = corners[:, 0].clip(0, max(0, width - w))
-        corners[:, 1] = corners[:, 1].clip(0, max(0, height - h))
-        plates = np.concatenate([corners, corners + (w, h)], axis=1)
-
-        overlap = np.zeros(len(plates))
-        for other in self.taken:
-            sides = np.minimum(plates[:, 2:], other[2:] + 1) - np.maximum(plates[:, :2], other[:2] - 1)
-            overlap += sides.clip(0).prod(1)
-        # Distance between plate and box, then how far a preferred place had to be pushed into the picture, then order.
-        away = np.maximum(np.maximum((x0, y0) - plates[:, 2:], plates[:, :2] - (x1, y1)), 0)
-        cost = np.hypot(*away.T) + 0.5 * np.abs(corners - wish).sum(1)
-        cost[: len(beside)] += np.arange(len(beside)) * 0.1
-        cost[len(beside) :] += 2.0 * h  # a scanned place only when the places at the border are taken
-        best = np.lexsort((cost, overlap.round()))[0]
-        self.taken = np.concatenate([self.taken, plates[best : best + 1]])
-        return tuple(plates[best].tolist())
-
-    def _write(self, lines: list[str], font: Any, color: Color, plate: tuple[float, float, float, float]) -> None:
-        pad, leading = _metrics(font)
-        x0, y0, x1, y1 = (round(side) for side in plate)
+    def write(self, picture: Image.Image, color: Color) -> None:
+        pad, leading = _metrics(self.font)
+        x0, y0, x1, y1 = (int(side) for side in self.plate)
         cover = Image.new("L", (x1 - x0, y1 - y0))
         ImageDraw.Draw(cover).rounded_rectangle((0, 0, x1 - x0 - 1, y1 - y0 - 1), radius=pad, fill=225)
-        self.picture.paste(color, (x0, y0, x1, y1), cover)
+        picture.paste(color, (x0, y0, x1, y1), cover)
         red, green, blue = color
         ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
-        draw = ImageDraw.Draw(self.picture)
-        for row, text in enumerate(lines):
-            draw.text((x0 + pad, y0 + pad + row * leading), text, fill=ink, font=font)
+        draw = ImageDraw.Draw(picture)
+        for row, text in enumerate(self.lines):
+            draw.text((x0 + pad, y0 + pad + row * leading), text, fill=ink, font=self.font)
 
 
-def _tie(
-    draw: ImageDraw.ImageDraw,
-    plate: tuple[float, float, float, float],
-    box: tuple[float, float, float, float],
-    color: Color,
-    line: int,
-) -> None:
+def _arrange(
+    canvas: tuple[int, int], texts: list[str], boxes: list[Box], font_size: int, font: str | None, line: int
+) -> list[_Label | None]:
+    """One label per text (None for an empty one); smaller ones as long as some cover each other."""
+    while True:
+        labels: list[_Label | None] = []
+        taken = np.zeros((len(texts), 4))
+        covered = 0.0
+        for index, (text, box) in enumerate(zip(texts, boxes)):
+            if not text:
+                labels.append(None)
+                continue
+            lines, face, size = _set(text, canvas, font_size, font)
+            plate, overlap = _place(canvas, box, size, taken[:index], line)
+            covered += overlap
+            taken[index] = plate
+            labels.append(_Label(lines, face, plate))
+        if not covered or font_size <= _MIN_FONT_SIZE:
+            return labels
+        font_size = max(_MIN_FONT_SIZE, int(font_size * 0.85))
+
+
+def _set(text: str, canvas: tuple[int, int], size: int, path: str | None) -> tuple[list[str], Any, tuple[int, int]]:
+    """Breaks a text into lines, smaller if it does not fit; returns lines, font and the size of the plate."""
+    width, height = canvas
+    while True:
+        font = _load_font(path, size, text)
+        pad, leading = _metrics(font)
+        lines = _wrap(text, font, max(0.4 * width, min(12 * size, width)) - 2 * pad)
+        plate = (int(np.ceil(max(map(font.getlength, lines)))) + 2 * pad, leading * len(lines) + 2 * pad)
+        if plate[0] <= width and plate[1] <= max(height / 2, min(height, leading + 2 * pad)):
+            return lines, font, plate
+        if size <= _MIN_FONT_SIZE:
+            fitting = max(1, (height - 2 * pad) // leading)
+            if len(lines) > fitting:
+                lines = [*lines[: fitting - 1], lines[fitting - 1][:-1].rstrip() + "…"]
+            return lines, font, (min(plate[0], width), min(leading * len(lines) + 2 * pad, height))
+        size = max(_MIN_FONT_SIZE, int(size * 0.85))
+
+
+def _place(canvas: tuple[int, int], box: Box, size: tuple[int, int], taken: np.ndarray, gap: int) -> tuple[Box, float]:
+    """The free place closest to the region, at its border or anywhere; without a free one, the least covered.
+
+    Returns the plate and the area, in square pixels, that it shares with those in `taken` (N, 4).
+    """
+    (width, height), (w, h) = canvas, size
+    x0, y0, x1, y1 = box
+    beside = [
+        (x0, y0 - h - gap),  # above, the usual place
+        (x0 + gap, y0 + gap),  # inside at the top
+        (x0, y1 + gap),  # below
+        (x0 + gap, y1 - h - gap),  # inside at the bottom
+        (x1 - w, y0 - h - gap),
+        (x1 - w - gap, y0 + gap),
+        (x1 - w, y1 + gap),
+        (x1 - w - gap, y1 - h - gap),
+        (x1 + gap, y0),
+        (x0 - w - gap, y0),
+        ((x0 + x1 - w) / 2, (y0 + y1 - h) / 2),
+    ]
+    step = max(4, h // 2)
+    across, down = np.meshgrid(np.arange(0, max(1, width - w + 1), step), np.arange(0, max(1, height - h + 1), step))
+    wish = np.concatenate([np.array(beside), np.stack([across.ravel(), down.ravel()], -1)]).round()
+    corners = wish.clip(0, (max(0, width - w), max(0, height - h)))
+    plates = np.concatenate([corners, corners + (w, h)], axis=1)
+
+    overlap = np.zeros(len(plates))
+    for other in taken:
+        sides = np.minimum(plates[:, 2:], other[2:]) - np.maximum(plates[:, :2], other[:2])
+        overlap += sides.clip(0).prod(1)
+    # Distance between plate and box, how far a preferred place had to be pushed into the picture, then the order.
+    away = np.maximum(np.maximum(np.array([x0, y0]) - plates[:, 2:], plates[:, :2] - np.array([x1, y1])), 0)
+    cost = np.hypot(*away.T) + 0.5 * np.abs(corners - wish).sum(1)
+    cost[: len(beside)] += 0.1 * np.arange(len(beside))
+    cost[len(beside) :] += 2.0 * h  # anywhere else only when the places at the border are taken
+    best = np.lexsort((cost, overlap))[0]
+    left, top, right, bottom = plates[best].tolist()
+    return (left, top, right, bottom), float(overlap[best])
+
+
+def _tie(draw: ImageDraw.ImageDraw, plate: Box, box: Box, color: Color, line: int) -> None:
     """A line between a plate and the nearest point of its region's box, when they are apart."""
     x, y = min(max((plate[0] + plate[2]) / 2, box[0]), box[2]), min(max((plate[1] + plate[3]) / 2, box[1]), box[3])
     start = min(max(x, plate[0]), plate[2]), min(max(y, plate[1]), plate[3])
     if np.hypot(x - start[0], y - start[1]) > 3 * line:
         draw.line([start, (x, y)], fill=color, width=line)
         draw.ellipse((x - 2 * line, y - 2 * line, x + 2 * line, y + 2 * line), fill=color)
+
+
+def _load_font(path: str | None, size: int, text: str) -> Any:
+    if path is not None:
+        return ImageFont.truetype(path, size)
+    if not text.isascii():
+        for name in _WIDE_FONTS:
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:
+                continue
+    return ImageFont.load_default(size=size)
 
 
 def _metrics(font: Any) -> tuple[int, int]:
