@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_segcap.visualization import _Labels, distinct_colors, draw_regions
+from hf_segcap import visualization
+from hf_segcap.visualization import distinct_colors, draw_regions
 
 BLANK = Image.new("RGB", (400, 300), (128, 128, 128))
 
@@ -15,10 +16,10 @@ def region(x0, y0, x1, y1, caption="a small red plain region at the top", **more
 def plates(image, results, monkeypatch):
     """The plates of all captions, as rectangles x0 y0 x1 y1."""
     found = []
-    place = _Labels._place
-    monkeypatch.setattr(_Labels, "_place", lambda self, *a: found.append(place(self, *a)) or found[-1])
+    arrange = visualization._arrange
+    monkeypatch.setattr(visualization, "_arrange", lambda *a: found.extend(labels := arrange(*a)) or labels)
     draw_regions(image, results)
-    return np.array(found)
+    return np.array([label.plate for label in found])
 
 
 def overlaps(a):
@@ -51,6 +52,22 @@ def test_captions_do_not_overlap_when_there_is_room(monkeypatch):
     rectangles = plates(BLANK, results, monkeypatch)
     assert len(rectangles) == 8 and overlaps(rectangles).max() == 0
     assert rectangles.min() >= 0 and rectangles[:, 2].max() <= 400 and rectangles[:, 3].max() <= 300
+
+
+def test_crowded_captions_get_smaller_until_they_do_not_overlap(monkeypatch):
+    results = [region(10 * i, 7 * i, 10 * i + 60, 7 * i + 60) for i in range(34)]
+    crowded, roomy = plates(BLANK, results, monkeypatch), plates(BLANK, results[:2], monkeypatch)
+    assert overlaps(crowded).max() == 0
+    assert (crowded[0, 2:] - crowded[0, :2]).prod() < (roomy[0, 2:] - roomy[0, :2]).prod()
+
+
+def test_the_contour_of_a_mask_is_stronger_than_its_inside():
+    mask = np.zeros((300, 400), dtype=bool)
+    mask[:200, 100:300] = True  # reaches the border of the picture
+    picture = draw_regions(BLANK, [{"mask": mask}], colors=[(255, 0, 0)], mask_opacity=0.5)
+    inside, contour = (192, 64, 64), (242, 13, 13)
+    for place, expected in (((100, 50), contour), ((200, 199), contour), ((200, 0), contour), ((200, 100), inside)):
+        assert picture.getpixel(place) == expected
 
 
 def test_crowded_and_tiny_images_still_work(monkeypatch):
