@@ -15,7 +15,7 @@ from .images import load_image
 
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
-_MIN_FONT_SIZE = 7
+_MIN_FONT_SIZE, _SMALL_FONT_SIZE = 7, 11  # set for lack of room; set to keep captions near their regions
 # Tried in this order for text beyond ASCII, which PIL's own font hardly covers; PIL looks in the system's font folders.
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 
@@ -176,11 +176,11 @@ class _Label:
 def _arrange(
     canvas: tuple[int, int], texts: list[str], boxes: list[Box], font_size: int, font: str | None, line: int
 ) -> list[_Label | None]:
-    """One label per text (None for an empty one); smaller ones as long as some cover each other."""
+    """One label per text (None for an empty one); smaller ones as long as some cover each other or lie far away."""
     while True:
         labels: list[_Label | None] = []
         taken = np.zeros((len(texts), 4))
-        covered = 0.0
+        covered, far = 0.0, False
         for index, (text, box) in enumerate(zip(texts, boxes)):
             if not text:
                 labels.append(None)
@@ -188,9 +188,10 @@ def _arrange(
             lines, face, size = _set(text, canvas, font_size, font)
             plate, overlap = _place(canvas, box, size, taken[:index], line)
             covered += overlap
+            far |= _distance(plate, box) > 5 * font_size
             taken[index] = plate
             labels.append(_Label(lines, face, plate))
-        if not covered or font_size <= _MIN_FONT_SIZE:
+        if font_size <= (_MIN_FONT_SIZE if covered else _SMALL_FONT_SIZE if far else font_size):
             return labels
         font_size = max(_MIN_FONT_SIZE, int(font_size * 0.85))
 
@@ -244,13 +245,19 @@ def _place(canvas: tuple[int, int], box: Box, size: tuple[int, int], taken: np.n
         sides = np.minimum(plates[:, 2:], other[2:]) - np.maximum(plates[:, :2], other[:2])
         overlap += sides.clip(0).prod(1)
     # Distance between plate and box, how far a preferred place had to be pushed into the picture, then the order.
-    away = np.maximum(np.maximum(np.array([x0, y0]) - plates[:, 2:], plates[:, :2] - np.array([x1, y1])), 0)
-    cost = np.hypot(*away.T) + 0.5 * np.abs(corners - wish).sum(1)
+    cost = _distance(plates, box) + 0.5 * np.abs(corners - wish).sum(1)
     cost[: len(beside)] += 0.1 * np.arange(len(beside))
     cost[len(beside) :] += 2.0 * h  # anywhere else only when the places at the border are taken
     best = np.lexsort((cost, overlap))[0]
     left, top, right, bottom = plates[best].tolist()
     return (left, top, right, bottom), float(overlap[best])
+
+
+def _distance(plates: Any, box: Box) -> Any:
+    """Gap in pixels between rectangles (..., 4) and a box; 0 where they touch."""
+    plates = np.asarray(plates)
+    gaps = np.maximum(np.maximum(np.array(box[:2]) - plates[..., 2:], plates[..., :2] - np.array(box[2:])), 0)
+    return np.hypot(gaps[..., 0], gaps[..., 1])
 
 
 def _tie(draw: ImageDraw.ImageDraw, plate: Box, box: Box, color: Color, line: int) -> None:
