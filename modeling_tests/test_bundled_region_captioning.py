@@ -47,7 +47,7 @@ def test_words_on_held_out_photographs(captioner):
     rows = PhotographRegions(6, "held_out", seed=4321, boxes=20, segments=0, augment=False)
     scores = evaluate(captioner, (rows[i] for i in range(len(rows))))
     assert scores["well formed"] == 1.0
-    assert scores["place"] >= 0.9 and scores["colour"] >= 0.65
+    assert scores["place"] >= 0.9 and scores["colour"] >= 0.85
 
 
 def test_points_and_everything(captioner):
@@ -63,5 +63,5 @@ def test_model_card_states_what_was_measured():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     for word in ("colour", "place"):
         (value,) = re.findall(rf"\| held-out photographs, {word} \| \*?\*?([\d.]+) %", card)
-        assert float(value) >= {"colour": 70, "place": 90}[word]
+        assert float(value) >= {"colour": 80, "place": 90}[word]
     assert "xk-huang/segment-caption-anything" in card and "region_captioning_default" in card

@@ -94,7 +94,7 @@ def colour_words(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ((lightness < 14) & (chroma < 30)) | (neutral & (lightness < 25)),
         neutral & (lightness > 82),
         neutral,
-        (hue >= 15) & (hue < 95) & (chroma < 45) & (lightness < 78),  # wood, skin, tan
+        (hue >= 15) & (hue < 95) & (chroma < 58) & (lightness < 72),  # wood, skin, tan
         red_hue & (lightness > 62),
         red_hue,
         (hue < 95) & (lightness < 50),
@@ -136,7 +136,7 @@ def place_word(box: Sequence[float], image_size: tuple[int, int]) -> str:
 
 def texture_word(pixels: np.ndarray) -> str:
     """ "plain" or "textured", from the mean luminance step between neighbours of a patch (h, w, 3), 0..255."""
-    luminance = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    luminance = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     steps = [np.abs(np.diff(luminance, axis=axis)) for axis in (0, 1)]
     steps = [step.mean() for step in steps if step.size]
     return "textured" if steps and float(np.mean(steps)) > _PLAIN_LIMIT else "plain"

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ..assets import bundled_photograph
 from ..images import load_image
 from ..masks import encode_rle
-from .describe import describe_region, vocabulary_captions
+from .describe import colour_words, describe_region, vocabulary_captions
 
 # Public domain: astronaut, hubble_deep_field (NASA), rocket (SpaceX), retina. CC0: chelsea, coffee, brick, grass, gravel, lemur.
 PHOTOGRAPHS = {
@@ -26,6 +26,7 @@ PHOTOGRAPHS = {
     "held_out": ("coffee", "lemur"),
 }
 _LONGEST_SIDE = 448  # of a photograph before cropping
+_LONGEST_CROP = 224  # of what a row shows: about what the bundled models see, so that texture is measured alike
 _SEGMENT_SHARE = (0.004, 0.5)  # of the crop: smaller and larger segments are not described
 
 
@@ -67,6 +68,14 @@ def random_box(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, in
     return x0, y0, x0 + box_width, y0 + box_height
 
 
+def random_regions(image: Image.Image, boxes: int, seed: int) -> dict[str, Any]:
+    """A row of a photograph of your own: random boxes, described by their pixels."""
+    image, _ = _shrink(image, None)
+    rng = np.random.default_rng(seed)
+    regions = [_box_region(np.asarray(image), rng) for _ in range(boxes)]
+    return _row(image, 0, regions)
+
+
 class PhotographRegions(Dataset):
     """Rows of photographs (the row format of `hf_segcap.data.sources`); row i depends on `seed` and i only.
 
@@ -100,32 +109,18 @@ class PhotographRegions(Dataset):
         names = PHOTOGRAPHS[self.split]
         name = names[int(rng.integers(len(names)))] if self.augment else names[index % len(names)]
         image, labels = load_photograph(name), segment_photograph(name) if self.segments else None
-        if self.augment:
-            image, labels = _augment(image, labels, rng)
+        image, labels = _augment(image, labels, rng) if self.augment else _shrink(image, labels)
         pixels = np.asarray(image)
-        regions = [self._box_region(pixels, rng) for _ in range(self.boxes)]
+        regions = [_box_region(pixels, rng) for _ in range(self.boxes)]
         if labels is not None:
             regions += self._segment_regions(pixels, labels, rng)
-        return {
-            "image": image,
-            "image_id": index,
-            "width": image.width,
-            "height": image.height,
-            "caption": None,
-            "regions": regions,
-        }
-
-    @staticmethod
-    def _box_region(pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        box = random_box(rng, pixels.shape[:2])
-        caption = describe_region(pixels, box).caption()
-        return {"box": [float(v) for v in box], "phrases": [caption], "mask": None, "category": None}
+        return _row(image, index, regions)
 
     def _segment_regions(
         self, pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> list[dict[str, Any]]:
-        values, counts = np.unique(labels, return_counts=True)
-        share = counts / labels.size
+        counts = np.bincount(labels.ravel())
+        values, share = np.arange(len(counts)), counts / labels.size
         regions: list[dict[str, Any]] = []
         for value in rng.permutation(values[(share > _SEGMENT_SHARE[0]) & (share < _SEGMENT_SHARE[1])]):
             if len(regions) == self.segments:
@@ -134,7 +129,8 @@ class PhotographRegions(Dataset):
             ys, xs = np.nonzero(mask)
             box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
             words = describe_region(pixels, box, mask)
-            if words.colour == describe_region(pixels, box).colour:
+            inside = pixels[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])]
+            if words.colour == str(colour_words(inside.mean(axis=(0, 1)))[0]):
                 regions.append(
                     {"box": list(box), "phrases": [words.caption()], "mask": encode_rle(mask), "category": None}
                 )
@@ -143,6 +139,26 @@ class PhotographRegions(Dataset):
     def texts(self) -> Iterator[str]:
         """Captions with every word of the generated world."""
         return vocabulary_captions()
+
+
+def _row(image: Image.Image, index: int, regions: list[dict[str, Any]]) -> dict[str, Any]:
+    size = {"width": image.width, "height": image.height}
+    return {"image": image, "image_id": index, **size, "caption": None, "regions": regions}
+
+
+def _box_region(pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    box = random_box(rng, pixels.shape[:2])
+    caption = describe_region(pixels, box).caption()
+    return {"box": [float(v) for v in box], "phrases": [caption], "mask": None, "category": None}
+
+
+def _shrink(image: Image.Image, labels: np.ndarray | None) -> tuple[Image.Image, np.ndarray | None]:
+    scale = min(1, _LONGEST_CROP / max(image.size))
+    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
+    if labels is not None:
+        rows, columns = (np.arange(n) * m // n for n, m in zip(image.size[::-1], labels.shape))
+        labels = labels[np.ix_(rows, columns)]
+    return image, labels
 
 
 def _augment(
@@ -154,12 +170,13 @@ def _augment(
     left, top = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
     image = image.crop((left, top, left + crop_width, top + crop_height))
     labels = None if labels is None else labels[top : top + crop_height, left : left + crop_width]
+    image, labels = _shrink(image, labels)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         labels = None if labels is None else labels[:, ::-1]
     image = ImageEnhance.Color(image).enhance(rng.uniform(0.4, 2.5))
     image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.5, 1.5))
-    pixels = np.asarray(image).astype(np.float64)
+    pixels = np.asarray(image).astype(np.float32)
     if rng.random() < 0.4:
         pixels = pixels[..., rng.permutation(3)]
     if rng.random() < 0.5:

@@ -76,10 +76,12 @@ def generate_scene(
         mask = _shape_mask(rng, size, shape)
         if not mask.any():
             continue
-        image[mask] = _texture(rng, size, texture)[mask]
+        ys, xs = np.nonzero(mask)
+        image[ys, xs] = _texture(rng, ys, xs, texture)
         drawn = [(other & ~mask, area, *rest) for other, area, *rest in drawn]
         drawn.append((mask, int(mask.sum()), shape, texture))
-    pixels = (image + rng.normal(0, rng.uniform(0, 6), image.shape)).clip(0, 255).astype(np.uint8)
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    pixels = (image + rng.uniform(0, 6) * noise).clip(0, 255).astype(np.uint8)
     objects = []
     for mask, area, shape, texture in drawn:
         visible = int(mask.sum())
@@ -92,9 +94,9 @@ def generate_scene(
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Flat, gradient or clouds, (H, W, 3) float."""
+    """Flat, gradient or clouds, (H, W, 3) float32."""
     height, width = size
-    first, second = random_colour(rng), random_colour(rng)
+    first, second = (random_colour(rng).astype(np.float32) for _ in range(2))
     kind = rng.integers(3)
     if kind == 0:
         return np.broadcast_to(first, (height, width, 3)).copy()
@@ -105,8 +107,8 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     else:
         cells = rng.integers(3, 12, 2)
         clouds = Image.fromarray(rng.integers(0, 256, cells, dtype=np.uint8))
-        ramp = np.asarray(clouds.resize((width, height), Image.Resampling.BICUBIC)) / 255.0
-    return first + (second - first) * ramp[..., None]
+        ramp = np.asarray(clouds.resize((width, height), Image.Resampling.BICUBIC)) / np.float32(255)
+    return first + (second - first) * ramp[..., None].astype(np.float32)
 
 
 def _shape_mask(rng: np.random.Generator, size: tuple[int, int], shape: str) -> np.ndarray:
@@ -130,15 +132,14 @@ def _shape_mask(rng: np.random.Generator, size: tuple[int, int], shape: str) -> 
     return np.array(canvas)
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int], texture: str) -> np.ndarray:
-    """A filled canvas (H, W, 3) float; the second colour of a pattern is a clearly darker or lighter first one."""
+def _texture(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, texture: str) -> np.ndarray:
+    """Colours (n, 3) of the pixels at (y, x); the second colour of a pattern is a clearly darker or lighter first one."""
     colour = random_colour(rng)
     if texture == "plain":
-        return np.broadcast_to(colour, (*size, 3))
+        return colour[None]
     factor = rng.uniform(0.35, 0.65)
     other = colour * factor if colour.mean() > 70 else 255 - (255 - colour) * factor
     angle, period = rng.uniform(0, np.pi), rng.uniform(8, 16)
-    y, x = np.mgrid[: size[0], : size[1]]
     u = (x * np.cos(angle) + y * np.sin(angle)) / period
     v = (y * np.cos(angle) - x * np.sin(angle)) / period
     if texture == "striped":
@@ -147,7 +148,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], texture: str) -> n
         chosen = (u % 1 < 0.5) ^ (v % 1 < 0.5)
     else:
         chosen = np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.3
-    return np.where(chosen[..., None], other, colour)
+    return np.where(chosen[:, None], other, colour)
 
 
 class SyntheticRegions(Dataset):

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 """How often the words of the bundled region captioner are right, judged by pixel statistics.
 
-python -m hf_segcap.evaluation.region_words [--model FOLDER] [--regions 600] [--json FILE]
+python -m hf_segcap.evaluation.region_words [--model FOLDER] [--regions 600] [--photograph FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from ..data.describe import RegionWords, commonest_colour
-from ..data.photographs import PHOTOGRAPHS, PhotographRegions
+from ..data.photographs import PHOTOGRAPHS, PhotographRegions, random_regions
 from ..data.synthetic import SyntheticRegions
+from ..images import load_image
 
 WORDS = ("colour", "place", "size", "tone", "texture", "shape")
 
@@ -49,7 +50,8 @@ def evaluate(captioner: Any, rows: Iterable[Mapping[str, Any]], batch_size: int 
     """Accuracy of a `region-captioning` pipeline on rows whose first phrases are the truth, prompted by their boxes.
 
     "colour" is strict: the word of the region's mean colour. "colour, mean or commonest" also takes the word of most of
-    the box's pixels, which a region of several colours is as often called.
+    the box's pixels, which a region of several colours is as often called. "commonest colour word" is what one word for
+    all regions would reach.
     """
     rows = list(rows)
     items = [{"image": row["image"], "boxes": [region["box"] for region in row["regions"]]} for row in rows]
@@ -63,7 +65,12 @@ def evaluate(captioner: Any, rows: Iterable[Mapping[str, Any]], batch_size: int 
         and said.colour in (other, getattr(RegionWords.parse(truth), "colour", ""))
         for caption, truth, other in zip(captions, truths, commonest)
     ]
-    return {"colour, mean or commonest": sum(right) / len(right), **scores}
+    words = Counter(getattr(RegionWords.parse(truth), "colour", "") for truth in truths)
+    return {
+        "colour, mean or commonest": sum(right) / len(right),
+        "commonest colour word": words.most_common(1)[0][1] / len(truths),
+        **scores,
+    }
 
 
 def _commonest(row: Mapping[str, Any], region: Mapping[str, Any]) -> str:
@@ -77,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--model", help="folder or Hub id; default: the bundled model")
     parser.add_argument("--regions", type=int, default=600, help="random regions of the held-out photographs")
     parser.add_argument("--scenes", type=int, default=100, help="generated scenes that were not trained on")
+    parser.add_argument("--photograph", action="append", default=[], help="also judge this file; may be repeated")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args(arguments)
@@ -91,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     scores = {"held-out photographs": evaluate(captioner, rows)}
     for offset, name in enumerate(names):
         scores[name] = evaluate(captioner, rows[offset :: len(names)])
+    for file in options.photograph:
+        row = random_regions(load_image(file), options.regions // len(names), options.seed)
+        scores[Path(file).stem] = evaluate(captioner, [row])
     scenes = SyntheticRegions(options.scenes, seed=options.seed)
     scores["generated scenes"] = evaluate(captioner, (scenes[i] for i in range(len(scenes))))
 
