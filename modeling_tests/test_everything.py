@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Mask proposals against records of the official automatic mask generator, and against masks made by hand.
+"""Everything mode against records of the official automatic mask generator, and against masks made by hand.
 
-`fixtures/sam/proposals.*` hold prompt encoder and mask decoder of a tiny SAM, the embeddings of one photograph and of a
-crop of it, and the 33 records that the official generator made of them.
+`fixtures/sam/tiny` is a small SAM whose masks depend on the prompt, `amg_*.json` what the official generator made with it
+of `image0.png` on three settings: records and the number of masks after each filter.
 """
 
 from __future__ import annotations
@@ -13,124 +13,180 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import SamConfig, SamModel
+from transformers import SamImageProcessorPil, SamModel
 
-from hf_segcap.everything import ProposalSettings, propose_masks
-from hf_segcap.masks import encode_rle
+from hf_segcap.everything import GeneratorSettings, MaskProposals, build_crop_boxes, generate_masks
+from hf_segcap.masks import decode_rle
+from hf_segcap.records import to_records
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sam"
+GOLDEN = {name: json.loads((FIXTURES / f"amg_{name}.json").read_text()) for name in ("grid", "crops", "point_list")}
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict:
-    return json.loads((FIXTURES / "proposals.json").read_text())
+def image() -> np.ndarray:
+    return np.asarray(Image.open(FIXTURES / "image0.png"))
 
 
 @pytest.fixture(scope="module")
-def tensors() -> dict[str, torch.Tensor]:
-    return load_file(FIXTURES / "proposals.safetensors")
+def encode_crop():
+    """Runs the tiny SAM; counts the points of each call in `calls` and the crops in `crops`."""
+    model = SamModel.from_pretrained(FIXTURES / "tiny").eval()
+    processor = SamImageProcessorPil(size={"longest_edge": 256}, pad_size={"height": 256, "width": 256})
+    cache = {}
+
+    def encode(crop):
+        encode.crops.append(crop.shape[:2])
+        key = crop.tobytes()
+        if key not in cache:
+            inputs = processor(crop, return_tensors="pt")
+            with torch.no_grad():
+                embedding = model.get_image_embeddings(inputs["pixel_values"])
+            cache[key] = embedding, tuple(inputs["reshaped_input_sizes"][0].tolist())
+        embedding, reshaped_size = cache[key]
+
+        def segment(points, labels):
+            encode.calls.append(points.shape[1])
+            with torch.no_grad():
+                out = model(image_embeddings=embedding, input_points=points, input_labels=labels)
+            return out.pred_masks, out.iou_scores
+
+        return segment, reshaped_size
+
+    encode.crops, encode.calls = [], []
+    return encode
 
 
-@pytest.fixture(scope="module")
-def sam(tensors) -> SamModel:
-    size = {"image_size": 256, "patch_size": 16}
-    config = SamConfig(
-        vision_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_pos_feats": 16}
-        | {"output_channels": 32, "global_attn_indexes": [0], **size},
-        prompt_encoder_config={"hidden_size": 32, "mask_input_channels": 16, **size},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32, "layer_norm_eps": 1e-5},
-    )
-    model = SamModel(config).eval()
-    weights = {name: value for name, value in tensors.items() if not name.endswith("embeddings")}
-    result = model.load_state_dict(weights, strict=False)
-    assert not result.unexpected_keys
-    assert all(name.startswith(("vision_encoder", "prompt_encoder.shared")) for name in result.missing_keys)
-    return model
+def run(image, encode_crop, name, **changes) -> MaskProposals:
+    settings = GeneratorSettings(**{**GOLDEN[name]["settings"], **changes})
+    return generate_masks(image, encode_crop, image_size=256, settings=settings)
 
 
-def segment_with(sam, image_embeddings, calls=None):
-    def segment(points, labels):
-        if calls is not None:
-            calls.append(points.shape[1])
-        with torch.no_grad():
-            out = sam(image_embeddings=image_embeddings, input_points=points, input_labels=labels)
-        return out.pred_masks, out.iou_scores
-
-    return segment
-
-
-@pytest.mark.golden
-def test_grid_gives_the_official_records(sam, tensors, golden):
-    proposals = propose_masks(
-        segment_with(sam, tensors["image_embeddings"]),
-        original_size=tuple(golden["original_size"]),
-        reshaped_size=tuple(golden["reshaped_size"]),
-        image_size=golden["image_size"],
-        settings=ProposalSettings(**golden["grid"]["settings"]),
-    )
-    records = golden["grid"]["records"]
-    assert len(proposals) == len(records) == 33
-    for index, record in enumerate(records):
-        x0, y0, x1, y1 = proposals.boxes[index].tolist()
-        assert [x0, y0, x1 - x0, y1 - y0] == record["bbox"]
-        expected = record["segmentation"]["counts"]
-        assert encode_rle(proposals.masks[index])["counts"] == expected
-        assert proposals.points[index].tolist() == pytest.approx(record["point_coords"][0], abs=1e-12)
-        assert float(proposals.predicted_iou[index]) == pytest.approx(record["predicted_iou"], abs=1e-6)
-        assert float(proposals.stability_score[index]) == pytest.approx(record["stability_score"], abs=3e-4)
+# --- the official records ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.golden
-def test_masks_cut_off_by_the_crop_are_dropped(sam, tensors, golden):
-    crop = golden["crop"]
-    x0, y0, x1, y1 = crop["box"]
-    arguments = {
-        "original_size": (y1 - y0, x1 - x0),
-        "reshaped_size": tuple(crop["reshaped_size"]),
-        "image_size": golden["image_size"],
-        "settings": ProposalSettings(**crop["settings"]),
-    }
-    segment = segment_with(sam, tensors["crop_embeddings"])
-    kept = propose_masks(segment, crop_box=crop["box"], full_size=golden["original_size"], **arguments)
-    assert len(kept) == crop["kept"]
-    assert len(propose_masks(segment, **arguments)) > crop["kept"]
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_official_records(image, encode_crop, name):
+    expected = GOLDEN[name]["records_coco_rle"]
+    records = to_records(run(image, encode_crop, name), "coco_rle")
+    assert len(records) == len(expected) == {"grid": 33, "crops": 36, "point_list": 28}[name]
+    exact = 0
+    for record, official in zip(records, expected):
+        assert record.keys() == official.keys()
+        assert record["bbox"] == official["bbox"] and record["crop_box"] == official["crop_box"]
+        assert record["point_coords"] == official["point_coords"]  # to the last bit
+        assert record["predicted_iou"] == pytest.approx(official["predicted_iou"], abs=1e-6)
+        assert record["stability_score"] == pytest.approx(official["stability_score"], abs=3e-4)
+        assert abs(record["area"] - official["area"]) <= 2
+        masks = [decode_rle(r["segmentation"]) for r in (record, official)]
+        assert (masks[0] != masks[1]).sum() <= 2
+        exact += record["segmentation"] == official["segmentation"]
+    assert exact >= len(records) - 2  # a pixel on the border of a mask may go either way
 
 
 @pytest.mark.golden
-def test_own_points_and_filters_switched_off(sam, tensors, golden):
-    points = golden["points"]
-    proposals = propose_masks(
-        segment_with(sam, tensors["image_embeddings"]),
-        original_size=tuple(golden["original_size"]),
-        reshaped_size=tuple(golden["reshaped_size"]),
-        image_size=golden["image_size"],
-        settings=ProposalSettings(**points["settings"]),
-        point_grid=np.array(points["grid"]),
-    )
-    assert len(proposals) == points["kept"]
-    assert (proposals.predicted_iou.diff() <= 0).all()
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_official_counts_after_the_filters(image, encode_crop, name, monkeypatch):
+    from hf_segcap import everything
+
+    nms, tested = [], []
+    box_nms, test_masks = everything.box_nms, everything._test_masks
+
+    def counting_nms(boxes, scores, threshold):
+        kept = box_nms(boxes, scores, threshold)
+        nms.append((len(boxes), len(kept)))
+        return kept
+
+    def counting_test(*args):
+        found = test_masks(*args)
+        tested.append(len(found))
+        return found
+
+    monkeypatch.setattr(everything, "box_nms", counting_nms)
+    monkeypatch.setattr(everything, "_test_masks", counting_test)
+    run(image, encode_crop, name)
+    trace = GOLDEN[name]["trace"]
+    crops = [(crop["nms_in"], crop["nms_out"]) for crop in trace["crops"]]
+    later = [trace[key] for key in ("cross_crop_nms", "small_region_nms") if key in trace]
+    assert nms == crops + [(step["nms_in"], step["nms_out"]) for step in later]
+    batches = [batch[-1] for crop in trace["crops"] for batch in crop["batches_after_iou_stability_edge"]]
+    assert sum(tested) == sum(batches)
 
 
-def test_batches_bound_the_calls_and_change_nothing(sam, tensors, golden, monkeypatch):
-    def run(**changes):
-        calls: list[int] = []
-        settings = ProposalSettings(**{**golden["grid"]["settings"], **changes})
-        frame = {"original_size": (200, 300), "reshaped_size": (171, 256), "image_size": 256, "settings": settings}
-        return propose_masks(segment_with(sam, tensors["image_embeddings"], calls), **frame), calls
+@pytest.mark.golden
+def test_small_regions_change_the_official_number_of_masks(image, encode_crop):
+    for name in ("crops", "point_list"):
+        settings = GOLDEN[name]["settings"]
+        before = run(image, encode_crop, name, min_mask_region_area=0)
+        _, holes = before.runs.remove_small_regions(settings["min_mask_region_area"], "holes")
+        filled, _ = before.runs.remove_small_regions(settings["min_mask_region_area"], "holes")
+        _, islands = filled.remove_small_regions(settings["min_mask_region_area"], "islands")
+        assert (holes | islands).sum() == GOLDEN[name]["changed_by_small_region_removal"]
 
-    whole, calls = run(points_per_batch=144)
+
+@pytest.mark.golden
+def test_crop_boxes_and_grids_are_the_official_ones():
+    for case in json.loads((FIXTURES / "utils.json").read_text())["crop_boxes"]:
+        boxes, layers = build_crop_boxes(case["im_size_hw"], case["n_layers"], case["overlap_ratio"])
+        assert [list(box) for box in boxes] == case["boxes"] and layers == case["layers"]
+    checked = 0
+    for key, grid in load_file(FIXTURES / "utils.safetensors").items():
+        if key.startswith("point_grids/"):
+            _, name, layer = key.split("/")
+            side, layers, scale = (int("".join(filter(str.isdigit, part))) for part in name.split("_"))
+            settings = GeneratorSettings(
+                points_per_side=side, crop_n_layers=layers, crop_n_points_downscale_factor=scale
+            )
+            assert torch.equal(settings.point_grid(int(layer)), grid)  # to the last bit
+            checked += 1
+    assert checked == 9
+
+
+def test_batches_bound_the_calls_and_change_nothing(image, encode_crop, monkeypatch):
+    def count(**changes):
+        encode_crop.calls.clear()
+        return run(image, encode_crop, "grid", **changes), list(encode_crop.calls)
+
+    whole, calls = count(points_per_batch=144)
     assert calls == [144]
-    parts, calls = run(points_per_batch=50)
+    parts, calls = count(points_per_batch=50)
     assert calls == [50, 50, 44]
     assert np.array_equal(whole.masks, parts.masks)
-    monkeypatch.setattr("hf_segcap.everything._MAX_UPSCALED_ELEMENTS", 1)  # one mask at a time
-    single, _ = run(points_per_batch=144)
-    assert np.array_equal(whole.masks, single.masks)
+    monkeypatch.setattr("hf_segcap.everything._UPSCALED_ON_CPU", 1)  # one mask at a time
+    single, _ = count(points_per_batch=144)
+    assert np.array_equal(whole.masks, single.masks) and torch.equal(whole.stability_score, single.stability_score)
 
 
-# One 8 x 8 low-resolution mask per list entry: "solid" rectangles of logit +-10 in a frame of 32 pixels.
+def test_the_given_embedding_of_the_whole_image_is_used(image, encode_crop):
+    whole = encode_crop(image)
+    encode_crop.crops.clear()
+    settings = GeneratorSettings(**GOLDEN["crops"]["settings"])
+    found = generate_masks(image, encode_crop, image_size=256, settings=settings, whole=whole)
+    assert encode_crop.crops == [(134, 184)] * 4
+    assert torch.equal(found.boxes, run(image, encode_crop, "crops").boxes)
+
+
+def test_masks_that_cannot_pass_are_never_upscaled(image, encode_crop, monkeypatch):
+    from hf_segcap import everything
+
+    upscaled = []
+    upscale = everything.upscale_masks
+    monkeypatch.setattr(
+        everything, "upscale_masks", lambda low_res, *args: upscaled.append(len(low_res)) or upscale(low_res, *args)
+    )
+    run(image, encode_crop, "grid")
+    passed_iou = sum(batch[0] for batch in GOLDEN["grid"]["trace"]["crops"][0]["batches_after_iou_stability_edge"])
+    assert 0 < sum(upscaled) <= passed_iou < 3 * 144
+
+
+# --- masks made by hand -----------------------------------------------------------------------------------------------
+
+
 def rectangle(x0, y0, x1, y1, inside=10.0):
+    """One 8 x 8 low-resolution mask, a rectangle of logit +-10 in a frame of 32 pixels."""
     logits = torch.full((8, 8), -10.0)
     logits[y0:y1, x0:x1] = inside
     return logits
@@ -143,8 +199,9 @@ def propose_fixed(masks, scores, **settings):
         assert points.tolist() == [[[[16.0, 16.0]]]] and labels.tolist() == [[[1]]]
         return torch.stack(masks)[None, None], torch.tensor(scores)[None, None]
 
-    settings = ProposalSettings(**{"points_per_side": 1, "stability_score_thresh": 0.5, **settings})
-    return propose_masks(segment, original_size=(64, 64), reshaped_size=(32, 32), image_size=32, settings=settings)
+    settings = GeneratorSettings(**{"points_per_side": 1, "stability_score_thresh": 0.5, **settings})
+    image = np.zeros((64, 64, 3), np.uint8)
+    return generate_masks(image, lambda crop: (segment, (32, 32)), image_size=32, settings=settings)
 
 
 def test_predicted_iou_must_be_above_the_threshold():
@@ -160,6 +217,7 @@ def test_unstable_and_empty_masks_go():
     everything = propose_fixed(masks, [0.99, 0.95, 0.98], stability_score_thresh=0.0)
     assert everything.predicted_iou.tolist() == pytest.approx([0.99, 0.98, 0.95])
     assert everything.stability_score[1].isnan() and not everything.masks[1].any()
+    assert everything.boxes[1].tolist() == [0, 0, 0, 0] and everything.runs.areas()[1] == 0
 
 
 def test_of_two_equal_boxes_the_better_stays():
@@ -169,11 +227,72 @@ def test_of_two_equal_boxes_the_better_stays():
     assert kept.masks.shape == (2, 64, 64) and kept.masks.dtype == bool
     assert kept.boxes[0].tolist()[:2] == [0, 0] and 30 <= kept.boxes[0][2] <= 33
     assert kept.points.tolist() == [[32.0, 32.0]] * 2
+    assert kept.crop_boxes.tolist() == [[0, 0, 64, 64]] * 2
+
+
+def test_a_mask_without_its_small_island_loses_against_an_untouched_one():
+    island = rectangle(0, 0, 5, 5)
+    island[7, 7] = 10.0
+    masks = [island, rectangle(0, 0, 5, 5)]
+    options = {"stability_score_thresh": 0.1, "box_nms_thresh": 0.7}
+    assert len(propose_fixed(masks, [0.99, 0.9], **options)) == 2  # the island makes another box
+    kept = propose_fixed(masks, [0.99, 0.9], **options, min_mask_region_area=400)
+    assert kept.predicted_iou.tolist() == pytest.approx([0.9])
+    alone = propose_fixed(masks[:1], [0.99], **options, min_mask_region_area=400)
+    assert alone.boxes.tolist() == kept.boxes.tolist() and np.array_equal(alone.masks, kept.masks)
+    # the score is still that of the mask with its island
+    assert alone.stability_score < kept.stability_score
+
+
+def test_crops_give_whole_image_coordinates_and_smaller_crops_win():
+    """Every crop sees the same object in its middle; in the whole image it is a larger one around the centre."""
+
+    def encode(crop):
+        def segment(points, labels):
+            mask = rectangle(2, 2, 6, 6) if crop.shape[0] < 200 else rectangle(1, 1, 7, 7)
+            return mask.expand(1, points.shape[1], 1, 8, 8), torch.full((1, points.shape[1], 1), 0.95)
+
+        return segment, (32, 32)
+
+    image = np.zeros((200, 200, 3), np.uint8)
+    options = {"points_per_side": 2, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2}
+    settings = GeneratorSettings(**options, stability_score_thresh=0.5)
+    found = generate_masks(image, encode, image_size=32, settings=settings)
+    boxes, _ = build_crop_boxes((200, 200), 1, settings.crop_overlap_ratio)
+    assert found.crop_boxes.tolist() == [list(box) for box in [*boxes[1:], boxes[0]]]
+    for index, (x0, y0, x1, y1) in enumerate(found.crop_boxes.tolist()):
+        centre = [(x0 + x1) / 2, (y0 + y1) / 2]
+        left, top, right, bottom = found.boxes[index].tolist()
+        assert [(left + right + 1) / 2, (top + bottom + 1) / 2] == pytest.approx(centre, abs=1)
+        if index < 4:
+            assert found.points[index].tolist() == centre
+        ys, xs = np.nonzero(found.masks[index])
+        assert [xs.min(), ys.min(), xs.max(), ys.max()] == [left, top, right, bottom]
+    strict = GeneratorSettings(**options, stability_score_thresh=0.5, crop_nms_thresh=0.1)
+    assert generate_masks(image, encode, image_size=32, settings=strict).crop_boxes[0].tolist() == list(boxes[1])
+    assert len(generate_masks(image, encode, image_size=32, settings=strict)) < 5
+
+
+def test_masks_cut_off_by_a_crop_go():
+    def encode(crop):
+        def segment(points, labels):
+            return rectangle(0, 0, 8, 4).expand(1, points.shape[1], 1, 8, 8), torch.ones(1, points.shape[1], 1)
+
+        return segment, (32, 32)
+
+    settings = GeneratorSettings(points_per_side=1, crop_n_layers=1)
+    found = generate_masks(np.zeros((200, 200, 3), np.uint8), encode, image_size=32, settings=settings)
+    # Only the whole image may hold a mask that spans its width: every crop has an inner edge left or right.
+    assert found.crop_boxes.tolist() == [[0, 0, 200, 200]]
 
 
 def test_nothing_survives():
-    kept = propose_fixed([rectangle(0, 0, 4, 4)], [0.1])
+    kept = propose_fixed([rectangle(0, 0, 4, 4)], [0.1], min_mask_region_area=5)
     assert len(kept) == 0 and kept.masks.shape == (0, 64, 64) and kept.points.shape == (0, 2)
+    assert to_records(kept) == [] == to_records(kept, "coco_rle") == to_records(kept, "uncompressed_rle")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,19 +300,40 @@ def test_nothing_survives():
     [
         ({"points_per_side": 0}, "points_per_side"),
         ({"points_per_side": 2.5}, "points_per_side"),
+        ({"points_per_side": None}, "neither"),
         ({"points_per_batch": True}, "points_per_batch"),
         ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
         ({"box_nms_thresh": "0.7"}, "box_nms_thresh"),
+        ({"crop_n_layers": -1}, "crop_n_layers"),
+        ({"crop_overlap_ratio": 1.0}, r"\[0, 1\)"),
+        ({"min_mask_region_area": -1}, "min_mask_region_area"),
+        ({"crop_n_layers": 2, "crop_n_points_downscale_factor": 6}, "no point in crop layer 2"),
+        ({"point_grids": [[[0.5, 0.5]]]}, "points_per_side=None"),
+        ({"points_per_side": None, "point_grids": [[[0.5, 0.5]]], "crop_n_layers": 1}, "2 in all, got 1"),
+        ({"points_per_side": None, "point_grids": [[0.5, 0.5]]}, "shape"),
+        ({"points_per_side": None, "point_grids": [[[0.5, 1.5]]]}, r"\[0, 1\]"),
     ],
 )
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
-        ProposalSettings(**changes)
+        GeneratorSettings(**changes)
 
 
-def test_bad_grid_and_crop():
-    frame = {"original_size": (8, 8), "reshaped_size": (8, 8), "image_size": 8}
+def test_settings_of_a_model_and_of_a_call():
+    settings = GeneratorSettings.from_dicts(
+        {"points_per_side": 8, "box_nms_thresh": 0.5}, None, {"box_nms_thresh": 0.6}
+    )
+    assert (settings.points_per_side, settings.box_nms_thresh, settings.pred_iou_thresh) == (8, 0.6, 0.88)
+    grids = [np.full((3, 2), 0.25)]
+    settings = GeneratorSettings.from_dicts({"points_per_side": 8}, {"point_grids": grids})
+    assert settings.points_per_side is None and settings.point_grid(0).tolist() == [[0.25, 0.25]] * 3
+    assert GeneratorSettings.from_dicts({"point_grids": grids}, {"points_per_side": 4}).points_per_side == 4
+    with pytest.raises(ValueError, match="point_per_side"):
+        GeneratorSettings.from_dicts({"point_per_side": 8})
+
+
+def test_bad_images(encode_crop):
     with pytest.raises(ValueError, match="shape"):
-        propose_masks(lambda *_: None, point_grid=np.zeros((3,)), **frame)
-    with pytest.raises(ValueError, match="full_size"):
-        propose_masks(lambda *_: None, crop_box=(0, 0, 4, 4), **frame)
+        generate_masks(np.zeros((8, 8)), encode_crop, image_size=8)
+    with pytest.raises(ValueError, match="too small"):
+        generate_masks(np.zeros((2, 2, 3)), encode_crop, image_size=8, settings=GeneratorSettings(crop_n_layers=2))

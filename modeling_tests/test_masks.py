@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Masks: RLE against pycocotools, NMS against a slow reference, upscaling against the official predictions."""
+"""Masks: RLE against pycocotools, NMS and small regions against slow references, all against official results."""
 
 from __future__ import annotations
 
@@ -16,17 +16,31 @@ from pycocotools import mask as coco
 from safetensors.torch import load_file
 
 from hf_segcap.masks import (
+    MaskRuns,
     box_nms,
     build_point_grid,
     decode_rle,
     encode_rle,
     mask_to_box,
+    remove_small_regions,
     stability_score,
     touches_crop_edge,
     upscale_masks,
+    without_padding,
 )
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sca"
+UTILS = Path(__file__).parent / "fixtures" / "sam"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    return load_file(UTILS / "utils.safetensors")
+
+
+@pytest.fixture(scope="module")
+def golden_json() -> dict:
+    return json.loads((UTILS / "utils.json").read_text())
 
 
 # --- run-length encoding ----------------------------------------------------------------------------------------------
@@ -88,6 +102,149 @@ def test_encode_wants_one_mask():
         encode_rle(np.zeros((2, 3, 3), bool))
 
 
+# --- many masks as runs -----------------------------------------------------------------------------------------------
+
+
+def stacks(max_side=12):
+    return arrays(bool, array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=max_side))
+
+
+@settings(max_examples=150, deadline=None)
+@given(stacks())
+def test_runs_of_many_masks(masks):
+    runs = MaskRuns.encode(masks)
+    assert len(runs) == len(masks)
+    np.testing.assert_array_equal(runs.decode(), masks)
+    np.testing.assert_array_equal(MaskRuns.encode(torch.from_numpy(masks)).borders, runs.borders)
+    assert runs.areas().tolist() == masks.sum((1, 2)).tolist()
+    assert runs.boxes().tolist() == mask_to_box(torch.from_numpy(masks)).tolist()
+    coco_rles = runs.to_coco()
+    for mask, rle in zip(masks, coco_rles):
+        assert rle["counts"].encode() == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    for rles in (coco_rles, runs.to_uncompressed()):
+        again = MaskRuns.from_rles(rles)
+        np.testing.assert_array_equal(again.borders, runs.borders)
+        np.testing.assert_array_equal(again.offsets, runs.offsets)
+    reverse = np.arange(len(masks))[::-1]
+    np.testing.assert_array_equal(runs.select(reverse).decode(), masks[::-1])
+    np.testing.assert_array_equal(MaskRuns.concat([runs, runs], runs.size).decode(), np.concatenate([masks, masks]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(stacks(8), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+def test_runs_of_a_crop_in_its_image(masks, left, top, right, bottom):
+    whole = np.pad(masks, ((0, 0), (top, bottom), (left, right)))
+    embedded = MaskRuns.encode(masks).embed(whole.shape[1:], left, top)
+    expected = MaskRuns.encode(whole)
+    np.testing.assert_array_equal(embedded.borders, expected.borders)
+    np.testing.assert_array_equal(embedded.offsets, expected.offsets)
+
+
+def test_runs_without_masks_or_pixels():
+    none = MaskRuns.encode(np.zeros((0, 4, 5), bool))
+    assert len(none) == 0 and none.decode().shape == (0, 4, 5) and none.boxes().shape == (0, 4)
+    assert none.to_coco() == none.to_uncompressed() == [] and none.areas().tolist() == []
+    assert len(none.embed((9, 9), 1, 1)) == 0 and len(MaskRuns.concat([], (4, 5))) == 0
+    assert len(none.remove_small_regions(3, "holes")[0]) == len(MaskRuns.from_rles([], size=(4, 5))) == 0
+    flat = MaskRuns.encode(np.zeros((2, 0, 5), bool))
+    assert flat.decode().shape == (2, 0, 5) and flat.areas().tolist() == [0, 0]
+    with pytest.raises(ValueError, match="size"):
+        MaskRuns.from_rles([])
+    with pytest.raises(ValueError, match=r"\(N, height, width\)"):
+        MaskRuns.encode(np.zeros((4, 5), bool))
+
+
+def test_rles_with_empty_runs_and_of_different_sizes():
+    runs = MaskRuns.from_rles(
+        [{"size": [2, 2], "counts": [1, 0, 0, 2, 0, 1]}, {"size": [2, 2], "counts": [0, 1, 0, 3]}]
+    )
+    assert runs.to_uncompressed() == [{"size": [2, 2], "counts": [1, 3]}, {"size": [2, 2], "counts": [0, 4]}]
+    with pytest.raises(ValueError, match="RLE 1 .*size"):
+        MaskRuns.from_rles([{"size": [2, 2], "counts": [4]}, {"size": [1, 4], "counts": [4]}])
+    with pytest.raises(ValueError, match="RLE 1: Damaged"):
+        MaskRuns.from_rles([{"size": [2, 2], "counts": [4]}, {"size": [2, 2], "counts": [5]}])
+
+
+@pytest.mark.golden
+def test_official_rles_areas_and_boxes(golden, golden_json):
+    runs = MaskRuns.encode(golden["masks"])
+    assert runs.to_uncompressed() == golden_json["rle"]
+    assert runs.to_coco() == golden_json["coco_rle"]
+    assert runs.areas().tolist() == golden_json["area"]
+    assert runs.boxes().tolist() == golden["box_from_mask"].tolist()
+    assert torch.equal(mask_to_box(golden["masks"]), golden["box_from_mask"])
+    assert torch.equal(mask_to_box(golden["masks"][:6].unflatten(0, (2, 3))), golden["box_from_mask_4d"])
+
+
+# --- small regions ----------------------------------------------------------------------------------------------------
+
+
+def slow_removal(mask, area_thresh, mode):
+    """By flood fill, pixel by pixel."""
+    height, width = mask.shape
+    wanted = mask if mode == "islands" else ~mask
+    seen, regions = np.zeros_like(mask), []
+    for start in zip(*np.nonzero(wanted)):
+        if seen[start]:
+            continue
+        seen[start], region, todo = True, [], [start]
+        while todo:
+            y, x = todo.pop()
+            region.append((y, x))
+            for j in range(max(y - 1, 0), min(y + 2, height)):
+                for i in range(max(x - 1, 0), min(x + 2, width)):
+                    if wanted[j, i] and not seen[j, i]:
+                        seen[j, i] = True
+                        todo.append((j, i))
+        regions.append(region)
+    small = [region for region in regions if len(region) < area_thresh]
+    result = mask.copy()
+    keep = max(regions, key=len) if mode == "islands" and regions and len(small) == len(regions) else None
+    for region in small:
+        if region is not keep:
+            result[tuple(zip(*region))] = mode == "holes"
+    return result, bool(small)
+
+
+@settings(max_examples=200, deadline=None)
+@given(stacks(14), st.integers(0, 12), st.sampled_from(["holes", "islands"]))
+def test_small_regions_against_flood_fill(masks, area_thresh, mode):
+    runs, changed = MaskRuns.encode(masks).remove_small_regions(area_thresh, mode)
+    expected = [slow_removal(mask, area_thresh, mode) for mask in masks]
+    np.testing.assert_array_equal(runs.decode(), np.stack([mask for mask, _ in expected]))
+    assert changed.tolist() == [was for _, was in expected]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("area", [1, 4, 12, 2000])
+@pytest.mark.parametrize("mode", ["holes", "islands"])
+def test_small_regions_as_in_the_official_code(golden, mode, area):
+    for index, mask in enumerate(golden["masks"]):
+        result, changed = remove_small_regions(mask, area, mode)
+        np.testing.assert_array_equal(result, golden[f"remove_small_regions/{mode}_{area}/masks"][index])
+        assert changed == bool(golden[f"remove_small_regions/{mode}_{area}/changed"][index])
+
+
+def test_regions_that_wind_through_the_image():
+    spiral = np.zeros((41, 41), bool)
+    for ring in range(0, 20, 2):
+        spiral[ring, ring : 41 - ring] = spiral[ring : 41 - ring, 40 - ring] = True
+        spiral[40 - ring, ring : 41 - ring] = spiral[ring + 2 : 41 - ring, ring] = True
+        spiral[ring + 2, ring : ring + 3] = True
+    assert remove_small_regions(spiral, spiral.sum(), "islands")[1] is False  # one region
+    cut = spiral.copy()
+    cut[40, 20] = False
+    for mode in ("holes", "islands"):
+        np.testing.assert_array_equal(remove_small_regions(cut, 300, mode)[0], slow_removal(cut, 300, mode)[0])
+
+
+def test_bad_small_regions():
+    with pytest.raises(ValueError, match="holes"):
+        remove_small_regions(np.zeros((3, 3)), 2, "hole")
+    with pytest.raises(ValueError, match="one by one"):
+        remove_small_regions(np.zeros((1, 3, 3)), 2, "holes")
+
+
 # --- boxes and scores -------------------------------------------------------------------------------------------------
 
 
@@ -110,6 +267,25 @@ def test_stability_score():
     assert scores[2] == pytest.approx(1 / 3)  # both cuts are strict
     assert stability_score(logits[0], threshold=1.0, offset=0.4) == pytest.approx(1.0)
     assert stability_score(logits[None]).shape == (1, 3)
+
+
+@pytest.mark.golden
+def test_official_scores_suppression_and_crop_edges(golden, golden_json):
+    for name, expected in golden.items():
+        if name.startswith("stability_score/"):
+            threshold, offset = (float(part[3:]) for part in name.split("/")[1].split("_"))
+            torch.testing.assert_close(
+                stability_score(golden["logits"], threshold, offset), expected, rtol=0, atol=0, equal_nan=True
+            )
+        if name.startswith("nms/keep_"):
+            kept = box_nms(golden["nms/boxes"], golden["nms/scores"], float(name.removeprefix("nms/keep_")))
+            assert kept.tolist() == expected.tolist()
+    edge = golden_json["near_crop_edge"]
+    x0, y0, x1, y1 = edge["orig_box"]
+    assert (x0, y0) == (0, 0)
+    for tolerance in (5, 20):
+        found = touches_crop_edge(golden["near_crop_edge/boxes_in_crop"], edge["crop_box"], (y1, x1), tolerance)
+        assert torch.equal(found, golden[f"near_crop_edge/result_tol{tolerance}"])
 
 
 def slow_nms(boxes: list[list[float]], scores: list[float], threshold: float) -> list[int]:
@@ -174,6 +350,19 @@ def test_upscaled_masks_equal_the_official_ones(model):
     logits = upscale_masks(low_res, sizes["reshaped_input_sizes"][1], sizes["original_sizes"][1], 64)
     torch.testing.assert_close(logits[:2], outputs["postprocess/image_1/mask_logits"], atol=1e-5, rtol=0)
     assert torch.equal((logits > 0).to(torch.uint8), outputs["postprocess/image_1/masks"])
+
+
+@pytest.mark.parametrize("reshaped", [(683, 1024), (1024, 1), (1, 3), (770, 1021), (1024, 1024)])
+def test_the_padding_is_left_out_without_a_change(reshaped):
+    low_res = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    part = without_padding(low_res, reshaped, (1024, 1024))
+    assert part.shape[-2] <= -(-reshaped[0] // 4) + 1 and part.shape[-1] <= -(-reshaped[1] // 4) + 1
+    frame = torch.nn.functional.interpolate(low_res, (1024, 1024), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        frame[..., : reshaped[0], : reshaped[1]], (50, 40), mode="bilinear", align_corners=False
+    )
+    assert torch.equal(upscale_masks(low_res, reshaped, (50, 40), 1024), expected)
+    assert without_padding(low_res, (500, 500), (1000, 1000)) is low_res  # no whole multiple
 
 
 def test_upscaling_shapes_and_precision():

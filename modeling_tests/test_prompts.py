@@ -204,6 +204,29 @@ def test_bad_point_names_image_and_prompt(point, label, message):
         parse_prompts([(9, 9), (60, 80)], points=points, point_labels=labels)
 
 
+def test_three_levels_are_prompts_for_one_image_and_images_for_several():
+    points, labels = [[[5, 6], [7, 8]], [[1, 2]]], [[1, 0], [1]]
+    one = parse_prompts(ONE, points=points, point_labels=labels)
+    assert one.counts == [2] and one.points[0, 0].tolist() == [[5, 6], [7, 8]]
+    assert one.point_labels.tolist() == [[[1, 0], [1, PADDING_LABEL]]]
+    two = parse_prompts(ONE * 2, points=points, point_labels=labels)
+    assert two.counts == [1, 1] and two.point_labels.tolist() == [[[1, 0]], [[1, PADDING_LABEL]]]
+
+
+def test_mixed_kinds_leave_gaps():
+    mask = np.zeros(ONE[0], dtype=bool)
+    mask[2:5, 3:7] = True
+    prompts = parse_prompts(
+        ONE, boxes=[[1, 1, 5, 5], None, None], points=[[], [[2, 3]], []], masks=[None, None, mask], mixed=True
+    )
+    assert prompts.has_box.tolist() == [[True, False, False]] and prompts.boxes[0, 0].tolist() == [1, 1, 5, 5]
+    assert prompts.point_labels.tolist() == [[[PADDING_LABEL], [1], [PADDING_LABEL]]]
+    assert prompts.has_mask.tolist() == [[False, False, True]]
+    assert not prompts.masks[0][:2].any() and (prompts.masks[0][2].numpy() == mask).all()
+    with pytest.raises(ValueError, match="prompt 1"):
+        parse_prompts(ONE, boxes=[[1, 1, 5, 5], None])
+
+
 @pytest.mark.parametrize(
     "points, labels",
     [
@@ -217,7 +240,7 @@ def test_bad_point_names_image_and_prompt(point, label, message):
         ([[[[5, 6]]]], [[1]]),
         ([[[[]]]], None),
         ([[[]]], [[[]], []]),
-        ([[[5, 6]], [[7, 8]]], None),  # three levels are images
+        ([[[5, 6]], [[7, 8]]], [[[1]]]),
         (5, None),
         ([[[[[5, 6]]]]], None),
     ],

@@ -1,20 +1,28 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 """Models that see a region and say something exact about it. Importing this registers them with transformers."""
 
+from .models.sam.configuration_sam import SamPromptableConfig
+from .models.sam.modeling_sam import SamForPromptableSegmentation
+from .models.sam.processing_sam import SamPromptableProcessor
 from .models.sam_caption.configuration_sam_caption import SamCaptionConfig, SamCaptionMaskDecoderConfig
 from .models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
 from .models.sam_caption.processing_sam_caption import SamCaptionProcessor
+from .pipelines.promptable_segmentation import PromptableSegmentationPipeline
 from .pipelines.region_captioning import RegionCaptioningPipeline
 from .registration import register_all
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PromptableSegmentationPipeline",
     "RegionCaptioningPipeline",
     "SamCaptionConfig",
     "SamCaptionForRegionCaptioning",
     "SamCaptionMaskDecoderConfig",
     "SamCaptionProcessor",
+    "SamForPromptableSegmentation",
+    "SamPromptableConfig",
+    "SamPromptableProcessor",
     "__version__",
 ]
 

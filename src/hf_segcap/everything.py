@@ -1,13 +1,15 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Everything mode: region proposals from a promptable segmentation model on a grid of points.
+"""Everything mode: all masks of an image, from a promptable segmentation model on grids of points.
 
-The filters and their order are those of SAM's automatic mask generator (Kirillov et al. 2023, appendix B and the released
-code): predicted IoU, stability, crop edge, then box NMS. Nothing here knows a model: `propose_masks` asks a callable.
+This is SAM's automatic mask generator (Kirillov et al. 2023, section 4 and appendix B, and the released code): filters
+by predicted IoU, stability and crop edge, NMS in each crop and between crops, removal of small regions, in that order.
+Nothing here knows a model: callables encode and segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,178 +17,376 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .masks import box_nms, build_point_grid, mask_to_box, stability_score, touches_crop_edge, upscale_masks
+from .masks import (
+    MaskRuns,
+    box_nms,
+    build_point_grid,
+    stability_score,
+    touches_crop_edge,
+    upscale_masks,
+    without_padding,
+)
 from .prompts import scale_points
 
-# Upscaled logits held at once while masks are tested (float32 elements, 128 MiB).
-_MAX_UPSCALED_ELEMENTS = 2**25
+# Upscaled logits (float32) held at once while masks are tested: on a CPU they should stay in its cache.
+_UPSCALED_ON_CPU = 2**22
+_UPSCALED_ON_ACCELERATOR = 2**26
 
 Segment = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Encoded = tuple[Segment, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class ProposalSettings:
-    """What everything mode proposes and keeps. The defaults are SAM's, tuned for its largest model.
+class GeneratorSettings:
+    """What everything mode asks for and keeps: the options of SAM's mask generator. Its defaults suit SAM's largest model.
 
     Args:
-        points_per_side: side n of the grid; n * n points are asked.
+        points_per_side: side n of the grid on the whole image, n * n points; None if `point_grids` is given.
         points_per_batch: points per call of the mask decoder; bounds memory, changes no result.
         pred_iou_thresh: masks with a predicted IoU above it stay (0 or less: all stay).
         stability_score_thresh: masks with a stability of at least this stay (0 or less: all stay).
-        stability_score_offset: logit distance between the two cuts that the stability compares.
-        box_nms_thresh: of two masks whose boxes have a larger IoU than this, the one with the better predicted IoU stays.
+        stability_score_offset: logit distance from 0 of the two cuts that the stability compares.
+        box_nms_thresh: of two masks of a crop whose boxes have a larger IoU than this, the one with the better predicted
+            IoU stays.
+        crop_n_layers: also looks at overlapping crops: layer i has 2**i x 2**i of them, each encoded by itself.
+        crop_nms_thresh: of two masks of different crops whose boxes have a larger IoU, the one of the smaller crop stays.
+        crop_overlap_ratio: overlap of the crops of layer 1, as a part of the shorter side of the image.
+        crop_n_points_downscale_factor: in layer i the grid has `points_per_side / factor**i` points per side.
+        point_grids: one list (n, 2) of points per layer instead of grids, x right and y down in [0, 1] of the crop.
+        min_mask_region_area: holes and islands of a mask with fewer pixels are removed. (No mask goes for being small.)
 
     Raises:
-        ValueError: a count below 1, or a value that is not a finite number.
+        ValueError: a value that is not usable; the message says what is.
     """
 
-    points_per_side: int = 32
+    points_per_side: int | None = 32
     points_per_batch: int = 64
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: Sequence[Any] | None = None
+    min_mask_region_area: float = 0
 
     def __post_init__(self) -> None:
-        for name in ("points_per_side", "points_per_batch"):
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ValueError(
+                "Exactly one of `points_per_side` and `point_grids` must be given, got "
+                + ("neither." if self.point_grids is None else "both: set `points_per_side=None` with `point_grids`.")
+            )
+        least = {"points_per_batch": 1, "crop_n_layers": 0, "crop_n_points_downscale_factor": 1}
+        if self.points_per_side is not None:
+            least["points_per_side"] = 1
+        for name, limit in least.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-        for name in self.names()[2:]:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < limit:
+                raise ValueError(f"`{name}` must be a whole number of at least {limit}, got {value!r}.")
+        for name in set(self.names()) - {*least, "points_per_side", "point_grids"}:
             value = getattr(self, name)
             number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-            if not number or not np.isfinite(value):
+            if not number or not math.isfinite(value):
                 raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+        if not 0 <= self.crop_overlap_ratio < 1:
+            raise ValueError(f"`crop_overlap_ratio` must be in [0, 1), got {self.crop_overlap_ratio!r}.")
+        if self.min_mask_region_area < 0:
+            raise ValueError(f"`min_mask_region_area` must not be negative, got {self.min_mask_region_area!r}.")
+        if self.point_grids is not None:
+            object.__setattr__(self, "point_grids", self._checked_grids(self.point_grids))
+        elif self._side(self.crop_n_layers) < 1:
+            raise ValueError(
+                f"`points_per_side` {self.points_per_side} and `crop_n_points_downscale_factor` "
+                f"{self.crop_n_points_downscale_factor} leave no point in crop layer {self.crop_n_layers}."
+            )
+
+    def _checked_grids(self, grids: Any) -> tuple[tuple[tuple[float, float], ...], ...]:
+        if len(grids) != self.crop_n_layers + 1:
+            raise ValueError(
+                f"`point_grids` needs one grid for the whole image and one per crop layer, {self.crop_n_layers + 1} in "
+                f"all, got {len(grids)}."
+            )
+        checked = []
+        for layer, grid in enumerate(grids):
+            try:
+                points = np.asarray(grid, dtype=np.float64)
+            except (TypeError, ValueError):
+                points = np.zeros(0)
+            if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+                raise ValueError(f"`point_grids[{layer}]` must have the shape (n, 2) with n >= 1, got {points.shape}.")
+            if not ((points >= 0) & (points <= 1)).all():
+                raise ValueError(
+                    f"`point_grids[{layer}]` must hold points in [0, 1], parts of the width and height of the crop."
+                )
+            checked.append(tuple((x, y) for x, y in points.tolist()))
+        return tuple(checked)
+
+    def _side(self, layer: int) -> int:
+        return int((self.points_per_side or 0) / self.crop_n_points_downscale_factor**layer)
+
+    def point_grid(self, layer: int) -> torch.Tensor:
+        """float64 (n, 2): the points of crop layer `layer`, parts of the width and height of a crop."""
+        if self.point_grids is not None:
+            return torch.tensor(self.point_grids[layer], dtype=torch.float64)
+        return build_point_grid(self._side(layer))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names of all settings, in order."""
         return tuple(field.name for field in fields(cls))
 
+    @classmethod
+    def from_dicts(cls, *levels: Mapping[str, Any] | None) -> GeneratorSettings:
+        """Settings from several sources, of which later ones count more: SAM's defaults, those of a model, of a call.
+
+        Of `points_per_side` and `point_grids` the one that is set last replaces the other.
+
+        Raises:
+            ValueError: an unknown name, or as the class.
+        """
+        values: dict[str, Any] = {}
+        for level in levels:
+            unknown = sorted(set(level or ()) - set(cls.names()))
+            if unknown:
+                raise ValueError(f"Unknown generator settings {unknown}, expected any of {list(cls.names())}.")
+            if level and level.get("point_grids") is not None:
+                values["points_per_side"] = None
+            elif level and level.get("points_per_side") is not None:
+                values["point_grids"] = None
+            values |= level or {}
+        return cls(**values)
+
 
 @dataclass(frozen=True)
 class MaskProposals:
-    """N masks that survived all filters, by descending predicted IoU.
+    """N masks that passed all filters, in whole-image pixels and in the order of the official generator.
+
+    That is by descending predicted IoU in each crop, smaller crops first, masks without a removed small region first.
 
     Attributes:
-        masks: bool (N, H, W) numpy array in original-image pixels.
-        boxes: (N, 4) xyxy of the first and last set column and row (inclusive pixel indices, as in SAM).
-        points: float64 (N, 2), the grid point (x, y) in original-image pixels that produced each mask.
+        runs: the masks, run-length coded; `masks` has them as pixels.
+        boxes: int64 (N, 4) xyxy of the first and last set column and row (inclusive, as in SAM); zeros if there is none.
+        points: float64 (N, 2), the grid point (x, y) that produced each mask.
         predicted_iou: float32 (N,).
         stability_score: float32 (N,), in [0, 1]; NaN where a mask has no pixel and the test was switched off.
+        crop_boxes: int64 (N, 4) xyxy (exclusive) of the crop that each mask was found in.
     """
 
-    masks: np.ndarray
+    runs: MaskRuns
     boxes: torch.Tensor
     points: torch.Tensor
     predicted_iou: torch.Tensor
     stability_score: torch.Tensor
+    crop_boxes: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self.runs)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """bool (N, height, width), decoded on each access."""
+        return self.runs.decode()
+
+    def select(self, indices: torch.Tensor) -> MaskProposals:
+        """The masks at integer indices (K,), in that order."""
+        columns = (getattr(self, name)[indices] for name in _COLUMNS)
+        return MaskProposals(self.runs.select(indices), *columns)
+
+    @classmethod
+    def concat(cls, parts: Sequence[MaskProposals], size: tuple[int, int]) -> MaskProposals:
+        """All parts, whose masks have the size (height, width), in order."""
+        if not parts:
+            corners = torch.zeros(0, 4, dtype=torch.int64)
+            columns = [corners, torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0), torch.zeros(0), corners]
+        else:
+            columns = [torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS]
+        return cls(MaskRuns.concat([part.runs for part in parts], size), *columns)
 
 
-def propose_masks(
-    segment: Segment,
-    *,
-    original_size: tuple[int, int],
-    reshaped_size: tuple[int, int],
-    image_size: int,
-    settings: ProposalSettings | None = None,
-    point_grid: np.ndarray | torch.Tensor | None = None,
-    crop_box: tuple[int, int, int, int] | None = None,
-    full_size: tuple[int, int] | None = None,
-    progress: bool = False,
-) -> MaskProposals:
-    """Asks a model for the masks at every point of a grid and keeps the good, distinct ones.
+_COLUMNS = tuple(field.name for field in fields(MaskProposals))[1:]
 
-    Masks are tested at the original image size, as the official generator does, but only those that pass the test of
-    the predicted IoU are ever brought to that size.
+
+def build_crop_boxes(
+    size: tuple[int, int], crop_n_layers: int, crop_overlap_ratio: float
+) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+    """The crops that everything mode looks at: the whole image, then 2**i x 2**i overlapping ones in each layer i.
 
     Args:
-        segment: `segment(input_points, point_labels) -> (pred_masks, iou_scores)` for one image with input_points
-            float32 (1, P, 1, 2) in model-frame pixels, point_labels int64 (1, P, 1) of ones, both on the CPU;
-            pred_masks (1, P, M, l, l) low-resolution logits, iou_scores (1, P, M).
-        original_size: (height, width) of the image in pixels.
-        reshaped_size: (height, width) of the image in the model frame, before padding.
-        image_size: side of the padded model frame.
-        settings: grid and thresholds; SAM's defaults if not given.
-        point_grid: (n, 2) points in [0, 1] (x right, y down) instead of the regular grid of `points_per_side`.
-        crop_box: xyxy of the image inside a larger one, when it is a crop of that. Masks cut off by an edge of the crop
-            that is no edge of the larger image are dropped. Results stay in the coordinates of the crop.
-        full_size: (height, width) of that larger image; needed with `crop_box`.
-        progress: show a bar once the grid has taken longer than three seconds.
+        size: (height, width) of the image in pixels.
+        crop_n_layers: number of layers besides the whole image.
+        crop_overlap_ratio: overlap in layer 1 as a part of the shorter side; it halves with each layer.
+
+    Returns:
+        xyxy boxes in pixels (left to right in the outer loop, downwards in the inner one) and their layers, from 0.
 
     Raises:
-        ValueError: `crop_box` without `full_size`, or a grid of the wrong shape.
+        ValueError: the image has too few pixels for that many crops.
     """
-    settings = settings or ProposalSettings()
-    if (crop_box is None) != (full_size is None):
-        raise ValueError("`crop_box` and `full_size` belong together: got one without the other.")
-    grid = torch.as_tensor(
-        build_point_grid(settings.points_per_side) if point_grid is None else point_grid, dtype=torch.float64
+    height, width = size
+    boxes, layers = [(0, 0, width, height)], [0]
+    for layer in range(1, crop_n_layers + 1):
+        per_side = 2**layer
+        overlap = int(crop_overlap_ratio * min(height, width) * (2 / per_side))
+        crop_width, crop_height = (math.ceil((overlap * (per_side - 1) + s) / per_side) for s in (width, height))
+        lefts = [i * (crop_width - overlap) for i in range(per_side)]
+        tops = [i * (crop_height - overlap) for i in range(per_side)]
+        if lefts[-1] >= width or tops[-1] >= height:
+            raise ValueError(f"An image of {height} x {width} pixels is too small for {crop_n_layers} crop layers.")
+        for left in lefts:
+            for top in tops:
+                boxes.append((left, top, min(left + crop_width, width), min(top + crop_height, height)))
+                layers.append(layer)
+    return boxes, layers
+
+
+def generate_masks(
+    image: np.ndarray,
+    encode_crop: Callable[[np.ndarray], Encoded],
+    *,
+    image_size: int,
+    settings: GeneratorSettings | None = None,
+    whole: Encoded | None = None,
+    progress: bool = False,
+) -> MaskProposals:
+    """Asks a model for the masks at every point of a grid, in the image and in crops of it, and keeps the good ones.
+
+    Masks are tested at the size of the crop, as in the official generator, but only those that can still pass are ever
+    brought to that size, and survivors are kept run-length coded.
+
+    Args:
+        image: (height, width, 3) uint8; only crops of it are looked at, so that its content does not matter where
+            `whole` is given and `settings.crop_n_layers` is 0.
+        encode_crop: runs the image encoder on a crop (h, w, 3) of the image and returns `segment` for it and the
+            (height, width) that the crop has in the model frame, before padding.
+            `segment(input_points, point_labels) -> (pred_masks, iou_scores)` with input_points float32 (1, P, 1, 2) in
+            model-frame pixels and point_labels int64 (1, P, 1) of ones, both on the CPU; pred_masks (1, P, M, l, l)
+            low-resolution logits, iou_scores (1, P, M). It is dropped before the next crop is encoded.
+        image_size: side of the padded model frame.
+        settings: grids and thresholds; SAM's defaults if not given.
+        whole: what `encode_crop` would return for the whole image, if that has been encoded already.
+        progress: show a bar once the grids have taken longer than three seconds.
+
+    Raises:
+        ValueError: an image that is no (height, width, 3) array or too small for the crop layers.
+    """
+    settings = settings or GeneratorSettings()
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"`image` must have the shape (height, width, 3), got {image.shape}.")
+    size = (image.shape[0], image.shape[1])
+    crops, layers = build_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+    grids = [settings.point_grid(layer) for layer in range(settings.crop_n_layers + 1)]
+    parts = []
+    total = sum(len(grids[layer]) for layer in layers)
+    with tqdm(total=total, unit="point", desc="everything", delay=3, disable=not progress) as bar:
+        for crop, layer in zip(crops, layers):
+            x0, y0, x1, y1 = crop
+            encoded = whole if whole is not None and layer == 0 else encode_crop(image[y0:y1, x0:x1])
+            parts.append(_search_crop(encoded, crop, size, grids[layer], image_size, settings, bar.update))
+            del encoded
+    found = MaskProposals.concat(parts, size)
+    if len(crops) > 1:
+        sides = found.crop_boxes[:, 2:] - found.crop_boxes[:, :2]
+        found = found.select(box_nms(found.boxes, 1 / sides.prod(dim=1), settings.crop_nms_thresh))
+    if settings.min_mask_region_area > 0:
+        found = _without_small_regions(found, settings)
+    return found
+
+
+def _search_crop(
+    encoded: Encoded,
+    crop: tuple[int, int, int, int],
+    full_size: tuple[int, int],
+    grid: torch.Tensor,
+    image_size: int,
+    settings: GeneratorSettings,
+    advance: Callable[[int], Any],
+) -> MaskProposals:
+    """The masks of one crop that pass its filters and its NMS, in whole-image pixels."""
+    segment, reshaped_size = encoded
+    x0, y0, x1, y1 = crop
+    size = (y1 - y0, x1 - x0)
+    parts = []
+    points = grid * torch.tensor([size[1], size[0]], dtype=torch.float64)
+    for batch in points.split(settings.points_per_batch):
+        model_points = scale_points(batch, size, reshaped_size).float()[None, :, None]
+        pred_masks, iou_scores = segment(model_points, torch.ones(model_points.shape[:3], dtype=torch.int64))
+        # Rows are point-major: the M masks of the first point, then those of the second, ...
+        low_res, iou = pred_masks[0].flatten(0, 1), iou_scores[0].flatten().float()
+        rows = _promising(low_res, iou, reshaped_size, image_size, settings)
+        limit = _UPSCALED_ON_CPU if low_res.device.type == "cpu" else _UPSCALED_ON_ACCELERATOR
+        for chunk in rows.split(max(1, limit // max(size[0] * size[1], image_size**2))):
+            logits = upscale_masks(low_res[chunk][:, None], reshaped_size, size, image_size)[:, 0]
+            at = batch[chunk.cpu() // pred_masks.shape[2]]
+            parts.append(_test_masks(logits, iou[chunk], at, crop, full_size, settings))
+        advance(len(batch))
+    found = MaskProposals.concat(parts, size)
+    found = found.select(box_nms(found.boxes, found.predicted_iou, settings.box_nms_thresh))
+    corner = torch.tensor([x0, y0])
+    return MaskProposals(
+        found.runs.embed(full_size, x0, y0),
+        found.boxes + corner.repeat(2),
+        found.points + corner,
+        found.predicted_iou,
+        found.stability_score,
+        found.crop_boxes,
     )
-    if grid.ndim != 2 or grid.shape[1] != 2 or len(grid) == 0:
-        raise ValueError(f"`point_grid` must have the shape (n, 2) with n >= 1, got {tuple(grid.shape)}.")
 
-    height, width = original_size
-    points = grid * torch.tensor([width, height], dtype=torch.float64)
-    bar = tqdm(total=len(points), unit="point", desc="proposals", delay=3, disable=not progress)
-    found = []
-    with bar:
-        for batch in points.split(settings.points_per_batch):
-            model_points = scale_points(batch, original_size, reshaped_size).float()[None, :, None]
-            pred_masks, iou_scores = segment(model_points, torch.ones(model_points.shape[:3], dtype=torch.int64))
-            # Rows are point-major: the M masks of the first point, then those of the second, ...
-            low_res, iou = pred_masks[0].flatten(0, 1).float(), iou_scores[0].flatten().float()
-            row_points = batch.repeat_interleave(pred_masks.shape[2], dim=0)
-            if settings.pred_iou_thresh > 0:
-                keep = iou > settings.pred_iou_thresh
-                low_res, iou, row_points = low_res[keep], iou[keep], row_points[keep.cpu()]
-            rows_at_once = max(1, _MAX_UPSCALED_ELEMENTS // max(height * width, image_size**2))
-            for rows in torch.arange(len(iou), device=iou.device).split(rows_at_once):
-                if len(rows):
-                    logits = upscale_masks(low_res[rows][:, None], reshaped_size, original_size, image_size)[:, 0]
-                    kept_points = row_points[rows.cpu()]
-                    found.append(_test_masks(logits, iou[rows], kept_points, settings, crop_box, full_size))
-            bar.update(len(batch))
 
-    if not found or not sum(len(part["iou"]) for part in found):
-        empty = torch.zeros(0)
-        return MaskProposals(
-            np.zeros((0, height, width), bool), empty.view(0, 4), empty.view(0, 2).double(), empty, empty
-        )
-    columns = {name: torch.cat([part[name] for part in found]) for name in ("boxes", "points", "iou", "stability")}
-    bits = np.concatenate([part["bits"] for part in found])
-    kept = box_nms(columns["boxes"].float(), columns["iou"], settings.box_nms_thresh)
-    masks = np.unpackbits(bits[kept.numpy()], axis=1, count=height * width).view(bool).reshape(-1, height, width)
-    return MaskProposals(masks, *(columns[name][kept] for name in ("boxes", "points", "iou", "stability")))
+def _promising(
+    low_res: torch.Tensor,
+    iou: torch.Tensor,
+    reshaped_size: tuple[int, int],
+    image_size: int,
+    settings: GeneratorSettings,
+) -> torch.Tensor:
+    """Indices of the masks whose scores and low-resolution logits (K, l, l) do not rule them out."""
+    rows = torch.arange(len(iou), device=iou.device)
+    if settings.pred_iou_thresh > 0:
+        rows = rows[iou > settings.pred_iou_thresh]
+    if settings.stability_score_thresh > 0 and len(rows):
+        # Interpolation never exceeds its input: without a logit above the higher cut the stability is 0 or 0 / 0.
+        peaks = without_padding(low_res[rows], reshaped_size, (image_size, image_size)).float().amax(dim=(-2, -1))
+        rounding = 1e-5 * peaks.abs()
+        rows = rows[peaks > settings.stability_score_offset - rounding]
+    return rows
 
 
 def _test_masks(
     logits: torch.Tensor,
     iou: torch.Tensor,
     points: torch.Tensor,
-    settings: ProposalSettings,
-    crop_box: tuple[int, int, int, int] | None,
-    full_size: tuple[int, int] | None,
-) -> dict[str, Any]:
-    """Stability and edge filters on K masks of full size (K, H, W); survivors on the CPU, masks as packed bits."""
+    crop: tuple[int, int, int, int],
+    full_size: tuple[int, int],
+    settings: GeneratorSettings,
+) -> MaskProposals:
+    """Stability and edge filters on the upscaled masks (K, H, W) of a crop; survivors on the CPU."""
     stability = stability_score(logits, threshold=0.0, offset=settings.stability_score_offset)
+    kept = torch.arange(len(iou), device=iou.device)
     if settings.stability_score_thresh > 0:
-        keep = stability >= settings.stability_score_thresh  # NaN (an empty mask) fails
-    else:
-        keep = torch.ones_like(stability, dtype=torch.bool)
-    masks = logits[keep] > 0.0
-    boxes = mask_to_box(masks)
-    if crop_box is not None and full_size is not None:
-        inside = ~touches_crop_edge(boxes, crop_box, full_size)
-        keep[keep.clone()] = inside
-        masks, boxes = masks[inside], boxes[inside]
-    return {
-        "bits": np.packbits(masks.flatten(1).cpu().numpy(), axis=1),
-        "boxes": boxes.cpu(),
-        "points": points[keep.cpu()],
-        "iou": iou[keep].cpu(),
-        "stability": stability[keep].cpu(),
-    }
+        kept = kept[stability >= settings.stability_score_thresh]  # NaN (an empty mask) fails
+    runs = MaskRuns.encode(logits[kept] > 0.0)
+    kept = kept.cpu()
+    boxes = torch.from_numpy(runs.boxes())
+    inside = (~touches_crop_edge(boxes, crop, full_size)).nonzero()[:, 0]
+    kept = kept[inside]
+    return MaskProposals(
+        runs.select(inside),
+        boxes[inside],
+        points[kept],
+        iou.cpu()[kept],
+        stability.cpu()[kept],
+        torch.tensor([crop], dtype=torch.int64).expand(len(kept), 4),
+    )
+
+
+def _without_small_regions(found: MaskProposals, settings: GeneratorSettings) -> MaskProposals:
+    """Fills small holes, removes small islands, then NMS that prefers masks which had neither. Scores stay as they are."""
+    runs, had_holes = found.runs.remove_small_regions(settings.min_mask_region_area, "holes")
+    runs, had_islands = runs.remove_small_regions(settings.min_mask_region_area, "islands")
+    untouched = torch.from_numpy(~(had_holes | had_islands)).float()
+    boxes = torch.from_numpy(runs.boxes())
+    kept = box_nms(boxes, untouched, max(settings.box_nms_thresh, settings.crop_nms_thresh))
+    columns = (getattr(found, name) for name in _COLUMNS[1:])
+    return MaskProposals(runs, boxes, *columns).select(kept)

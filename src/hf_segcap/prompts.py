@@ -10,8 +10,9 @@ How the nesting is read:
 | what | one image | any number of images |
 | --- | --- | --- |
 | boxes | `[x0, y0, x1, y1]` one prompt; `[box, box]` two prompts | `[[box, box], [box]]` = [image][prompt] |
-| points | `[x, y]` one prompt; `[[x, y], [x, y]]` two prompts of one point each | `[[[x, y], [x, y]], ...]` = \
-[image][point], **one prompt of several points per image**; four levels = [image][prompt][point] |
+| points | `[x, y]` one prompt; `[[x, y], [x, y]]` two prompts of one point each; `[[[x, y], [x, y]], ...]` = \
+[prompt][point] | several images: `[[[x, y], [x, y]], ...]` = [image][point], **one prompt of several points per image**; \
+four levels = [image][prompt][point] |
 | point labels | as the points, one level less; or always [image][prompt][point] | the same |
 | masks | (h, w) one mask; (P, h, w) or a list of masks | a list with one mask or one list of masks per image |
 
@@ -43,8 +44,8 @@ _MAX_DEPTH = 6
 
 _BOX_FORMS = "[x0, y0, x1, y1] or [box, ...] for one image, [[box, ...], ...] = [image][prompt] for a batch"
 _POINT_FORMS = (
-    "[x, y] (one prompt) or [[x, y], ...] (one prompt per point) for one image; [image][point][x, y] (one prompt of "
-    "several points per image) or [image][prompt][point][x, y] for a batch"
+    "[x, y] (one prompt), [[x, y], ...] (one prompt per point) or [prompt][point][x, y] for one image; "
+    "[image][point][x, y] (one prompt of several points per image) or [image][prompt][point][x, y] for a batch"
 )
 _MASK_FORMS = (
     "(h, w), (P, h, w) or a list of such masks for one image; one mask or list of masks per image for a batch"
@@ -62,6 +63,7 @@ class RegionPrompts:
         masks: one tensor per image, or None: bool (M, height, width) of the image's size, or float32 (M, L, L) logits of an
             earlier prediction. M is the number of prompts of the image, or 1 for a mask that all its prompts share.
         prompt_mask: bool (B, P), False where a prompt is padding.
+        has_box, has_mask: bool (B, P), False where a prompt has no box or mask, or None: all have one (if there are any).
         counts: the true number of prompts of each image.
     """
 
@@ -71,6 +73,8 @@ class RegionPrompts:
     masks: list[torch.Tensor] | None
     prompt_mask: torch.Tensor
     counts: list[int]
+    has_box: torch.Tensor | None = None
+    has_mask: torch.Tensor | None = None
 
 
 def parse_prompts(
@@ -81,6 +85,7 @@ def parse_prompts(
     masks: Any = None,
     *,
     low_res_mask_size: int = 256,
+    mixed: bool = False,
 ) -> RegionPrompts | None:
     """Checks the prompts of a batch of images and pads them to common sizes. Coordinates stay in original-image pixels.
 
@@ -97,6 +102,7 @@ def parse_prompts(
             pixel set; or float masks of exactly `low_res_mask_size` x `low_res_mask_size`: logits of an earlier
             prediction, passed on as they are.
         low_res_mask_size: side L of the model's low-resolution masks.
+        mixed: a prompt may lack a kind that others have: None instead of its box or mask, an empty list of points.
 
     Returns:
         `RegionPrompts`, or None if no prompt argument was given.
@@ -113,19 +119,21 @@ def parse_prompts(
     if boxes is None and points is None and masks is None:
         return None
 
-    box_lists = None if boxes is None else _read_boxes(boxes, sizes)
+    box_lists = None if boxes is None else _read_boxes(boxes, sizes, mixed)
     point_lists = None if points is None else _read_points(points, point_labels, sizes)
-    mask_lists = None if masks is None else _read_masks(masks, sizes, low_res_mask_size)
+    mask_lists, masks_present = (None, []) if masks is None else _read_masks(masks, sizes, low_res_mask_size, mixed)
     counts = _common_counts(box_lists, point_lists, mask_lists)
 
     batch, width = len(sizes), max(counts, default=0)
     prompt_mask = torch.arange(width)[None, :] < torch.tensor(counts, dtype=torch.int64)[:, None]
-    padded_boxes = padded_points = padded_labels = None
+    padded_boxes = padded_points = padded_labels = has_box = has_mask = None
     if box_lists is not None:
         padded_boxes = torch.zeros(batch, width, 4, dtype=torch.float64)
+        has_box = prompt_mask.clone()
         for i, image_boxes in enumerate(box_lists):
-            if image_boxes:
-                padded_boxes[i, : len(image_boxes)] = torch.tensor(image_boxes, dtype=torch.float64)
+            for j, box in enumerate(image_boxes):
+                has_box[i, j] = bool(box)
+                padded_boxes[i, j] = torch.tensor(box or [0.0] * 4, dtype=torch.float64)
     if point_lists is not None:
         length = max((len(labels) for prompts in point_lists for _, labels in prompts), default=1)
         if length:
@@ -134,12 +142,21 @@ def parse_prompts(
         for i, prompts in enumerate(point_lists):
             for j, (coordinates, labels) in enumerate(prompts):
                 if padded_points is None or padded_labels is None or not labels:
-                    if box_lists is None and mask_lists is None:
+                    if box_lists is None and mask_lists is None and not mixed:
                         raise ValueError(f"image {i}, prompt {j}: got no point, expected at least one [x, y].")
                     continue
                 padded_points[i, j, : len(labels)] = torch.tensor(coordinates, dtype=torch.float64)
                 padded_labels[i, j, : len(labels)] = torch.tensor(labels, dtype=torch.int64)
-    return RegionPrompts(padded_boxes, padded_points, padded_labels, mask_lists, prompt_mask, counts)
+    if mask_lists is not None:
+        has_mask = prompt_mask.clone()
+        for i, present in enumerate(masks_present):  # a single mask is for all prompts of its image
+            has_mask[i, : counts[i]] = torch.tensor(present * counts[i] if len(present) == 1 else present)
+    has_box, has_mask = (
+        None if flags is None or bool(flags[prompt_mask].all()) else flags for flags in (has_box, has_mask)
+    )
+    return RegionPrompts(
+        padded_boxes, padded_points, padded_labels, mask_lists, prompt_mask, counts, has_box, has_mask
+    )
 
 
 def scale_prompts(
@@ -235,8 +252,9 @@ def check_image_sizes(image_sizes: Any) -> list[tuple[int, int]]:
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def _read_boxes(boxes: Any, sizes: list[tuple[int, int]]) -> list[list[list[float]]]:
-    nested = _to_nested(boxes, "boxes")
+def _read_boxes(boxes: Any, sizes: list[tuple[int, int]], mixed: bool) -> list[list[list[float]]]:
+    """[image][prompt] of boxes; a prompt without a box (`mixed`) has an empty list."""
+    nested = _to_nested(boxes, "boxes", allow_none=mixed)
     depth = _depth(nested)
     if not (depth == 2 and _no_prompts(nested, len(sizes))) and depth in (1, 2) and len(sizes) == 1:
         nested = [nested] if depth == 2 or nested == [] else [[nested]]
@@ -246,6 +264,9 @@ def _read_boxes(boxes: Any, sizes: list[tuple[int, int]]) -> list[list[list[floa
     for i, image_boxes in enumerate(nested):
         checked = []
         for j, box in enumerate(image_boxes):
+            if mixed and box == []:
+                checked.append(box)
+                continue
             _check_numbers(box, 4, f"image {i}, prompt {j}", "box", "[x0, y0, x1, y1] in pixels", _BOX_FORMS)
             checked.append(_clip_box(box, sizes[i], f"image {i}, prompt {j}", clipped))
         result.append(checked)
@@ -286,6 +307,8 @@ def _read_points(points: Any, point_labels: Any, sizes: list[tuple[int, int]]) -
         if depth in (1, 2) and len(sizes) == 1:
             prompts = [nested] if depth == 1 and nested else nested
             nested = [[[point] for point in prompts]]
+        elif depth == 3 and len(sizes) == 1:
+            nested = [nested]
         elif depth == 3:
             nested = [[image_points] if image_points else [] for image_points in nested]
         elif depth != 4:
@@ -315,6 +338,8 @@ def _labels_per_image(labels: Any, point_depth: int, num_images: int) -> list[An
             labels = [[labels if depth else [labels]] if labels != [] else []]
         elif point_depth == 2 and depth == 1:
             labels = [[[label] for label in labels]]
+        elif point_depth == 3 and depth == 2 and num_images == 1:
+            labels = [labels]
         elif point_depth == 3 and depth == 2:
             labels = [[image_labels] if image_labels else [] for image_labels in labels]
     if not isinstance(labels, list) or len(labels) != num_images:
@@ -361,29 +386,38 @@ def _check_prompt(points: Any, labels: Any, size: tuple[int, int], i: int, j: in
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
-def _read_masks(masks: Any, sizes: list[tuple[int, int]], low_res_mask_size: int) -> list[torch.Tensor]:
-    nested = _to_masks(masks)
+def _read_masks(
+    masks: Any, sizes: list[tuple[int, int]], low_res_mask_size: int, mixed: bool
+) -> tuple[list[torch.Tensor], list[list[bool]]]:
+    """Masks of each image, and which of them were given; the others (`mixed`) are zeros."""
+    nested = _to_masks(masks, allow_none=mixed)
     if isinstance(nested, np.ndarray):
         nested = [nested]
-    if len(sizes) == 1 and (not nested or isinstance(nested[0], np.ndarray)):
+    if len(sizes) == 1 and (not nested or any(isinstance(item, np.ndarray) for item in nested)):
         nested = [nested]
     nested = [[item] if isinstance(item, np.ndarray) else item for item in nested]
     _check_image_level(nested, len(sizes), "masks", _MASK_FORMS)
-    result = []
+    result, present = [], []
     for i, image_masks in enumerate(nested):
+        present.append([not (mixed and isinstance(mask, list) and not mask) for mask in image_masks])
         checked = [
             _check_mask(mask, sizes[i], low_res_mask_size, f"image {i}, prompt {j}")
             for j, mask in enumerate(image_masks)
+            if present[i][j]
         ]
         if len({mask.dtype for mask in checked}) > 1:
             raise ValueError(
                 f"image {i}: boolean masks and float logits cannot be mixed among the masks of one image."
             )
-        result.append(torch.stack(checked) if checked else torch.zeros(0, *sizes[i], dtype=torch.bool))
-    return result
+        stacked = torch.stack(checked) if checked else torch.zeros(0, *sizes[i], dtype=torch.bool)
+        if len(checked) < len(image_masks):
+            places = torch.tensor(present[i])
+            stacked = stacked.new_zeros(len(image_masks), *stacked.shape[1:]).index_put((places,), stacked)
+        result.append(stacked)
+    return result, present
 
 
-def _to_masks(value: Any, depth: int = 0) -> Any:
+def _to_masks(value: Any, depth: int = 0, allow_none: bool = False) -> Any:
     """Nested lists of two-dimensional numpy arrays from arrays, tensors, PIL images and nested lists of numbers."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"`masks` are nested too deeply. Masks are {_MASK_FORMS}.")
@@ -397,7 +431,7 @@ def _to_masks(value: Any, depth: int = 0) -> Any:
         if value.ndim < 2 or value.ndim > 4:
             raise ValueError(f"Got masks of shape {value.shape}. Masks are {_MASK_FORMS}.")
         return value if value.ndim == 2 else [_to_masks(item, depth + 1) for item in value]
-    if value is None and depth == 1:
+    if value is None and (depth == 1 or (allow_none and depth == 2)):
         return []
     if isinstance(value, (list, tuple)):
         if _is_grid_of_numbers(value):
@@ -407,7 +441,7 @@ def _to_masks(value: Any, depth: int = 0) -> Any:
                 raise ValueError(
                     f"A mask given as lists must have rows of equal length. Masks are {_MASK_FORMS}."
                 ) from error
-        return [_to_masks(item, depth + 1) for item in value]
+        return [_to_masks(item, depth + 1, allow_none) for item in value]
     raise TypeError(f"`masks`: expected arrays, tensors, PIL images or lists, got {type(value).__name__}.")
 
 
@@ -456,7 +490,7 @@ def _area_weights(pixels: int, reshaped: int, image_size: int, cells: int) -> to
 # --- nesting ----------------------------------------------------------------------------------------------------------
 
 
-def _to_nested(value: Any, name: str, allow_bool: bool = False, depth: int = 0) -> Any:
+def _to_nested(value: Any, name: str, allow_bool: bool = False, depth: int = 0, allow_none: bool = False) -> Any:
     """Nested lists of Python numbers from any mixture of lists, tuples, numpy arrays and tensors."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"`{name}` are nested too deeply.")
@@ -465,9 +499,9 @@ def _to_nested(value: Any, name: str, allow_bool: bool = False, depth: int = 0) 
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_to_nested(item, name, allow_bool, depth + 1) for item in value]
-    if value is None and depth == 1:
-        return []  # an image without prompts
+        return [_to_nested(item, name, allow_bool, depth + 1, allow_none) for item in value]
+    if value is None and (depth == 1 or (allow_none and depth == 2)):
+        return []  # an image without prompts, or (mixed) a prompt without this kind
     if isinstance(value, (int, float)) and (allow_bool or not isinstance(value, bool)):
         try:
             return float(value)

@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
+    AutoModelForMaskGeneration,
     AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -18,9 +19,13 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.utils import is_torchvision_available
 
 from .assets import bundled_model, bundled_tasks
+from .models.sam.configuration_sam import SamPromptableConfig
+from .models.sam.modeling_sam import SamForPromptableSegmentation
+from .models.sam.processing_sam import SamPromptableProcessor
 from .models.sam_caption.configuration_sam_caption import SamCaptionConfig
 from .models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
 from .models.sam_caption.processing_sam_caption import SamCaptionProcessor
+from .pipelines.promptable_segmentation import PromptableSegmentationPipeline
 from .pipelines.region_captioning import RegionCaptioningPipeline
 
 
@@ -34,6 +39,8 @@ class System:
     task: str
     pipeline: type[Pipeline]
     pipeline_type: str  # transformers' kind of task: "image", "multimodal", ...
+    # What the pipeline loads a checkpoint with, if not the Auto classes, which know other classes for peers' checkpoints.
+    pipeline_models: tuple[type[PreTrainedModel], ...] = ()
 
 
 SYSTEMS = (
@@ -44,6 +51,17 @@ SYSTEMS = (
         task="region-captioning",
         pipeline=RegionCaptioningPipeline,
         pipeline_type="multimodal",
+    ),
+    System(
+        config=SamPromptableConfig,
+        models={AutoModelForMaskGeneration: SamForPromptableSegmentation},
+        processor=SamPromptableProcessor,
+        task="promptable-segmentation",
+        pipeline=PromptableSegmentationPipeline,
+        pipeline_type="multimodal",
+        pipeline_models=(
+            SamForPromptableSegmentation,
+        ),  # facebook/sam-vit-* is transformers' SamModel to Auto classes
     ),
 )
 
@@ -71,7 +89,7 @@ def register_all() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             system.task,
             pipeline_class=system.pipeline,
-            pt_model=tuple(system.models),
+            pt_model=system.pipeline_models or tuple(system.models),
             default={"model": (bundled, "main")} if bundled else None,
             type=system.pipeline_type,
         )

@@ -9,6 +9,7 @@ import typer
 
 from .caption import caption
 from .demo import demo
+from .segment import segment
 from .train import train
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(caption)
+app.command()(segment)
 app.command()(train)
 app.command()(demo)
 

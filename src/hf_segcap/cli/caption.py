@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-_BOX_HELP = "A region x0,y0,x1,y1 in pixels; may be repeated."
-_POINT_HELP = "A region by a point x,y in it, in pixels; may be repeated."
+from .options import BOX_HELP, POINT_HELP, numbers, table, to_json
 
 
 def caption(
     image: Annotated[str, typer.Argument(help="Path or URL of a picture.")],
-    box: Annotated[list[str] | None, typer.Option(help=_BOX_HELP)] = None,
-    point: Annotated[list[str] | None, typer.Option(help=_POINT_HELP)] = None,
+    box: Annotated[list[str] | None, typer.Option(help=BOX_HELP)] = None,
+    point: Annotated[list[str] | None, typer.Option(help=POINT_HELP)] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the bundled small model.")] = None,
     everything: Annotated[
         bool, typer.Option("--everything", help="Caption all that is found; default if no region is named.")
@@ -28,8 +26,8 @@ def caption(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest caption, in tokens.")] = None,
 ) -> None:
     """Caption regions of a picture: boxes, then points, then everything, in that order."""
-    boxes = [_numbers(text, 4, "--box") for text in box or []]
-    points = [_numbers(text, 2, "--point") for text in point or []]
+    boxes = [numbers(text, 4, "--box") for text in box or []]
+    points = [numbers(text, 2, "--point") for text in point or []]
 
     from transformers import pipeline
 
@@ -49,35 +47,6 @@ def caption(
     if everything or not (boxes or points):
         results += captioner(picture, **options)
 
-    typer.echo(json.dumps([to_json(result) for result in results], indent=2) if as_json else table(results))
+    typer.echo(json.dumps([to_json(result) for result in results], indent=2) if as_json else table(results, "caption"))
     if out is not None:
         draw_regions(picture, results).save(out)
-
-
-def _numbers(text: str, count: int, option: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise ValueError(f"{option} takes {count} numbers separated by commas, got {text!r}.")
-    return numbers
-
-
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Results of the pipeline as aligned text, one line per region."""
-    if not results:
-        return "No region was found."
-    rows = [("box (x0 y0 x1 y1)", "score", "caption")]
-    for result in results:
-        box = " ".join(f"{value:.0f}" for value in result["box"].values())
-        rows.append((box, f"{result['score']:.2f}", result["caption"]))
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows)
-
-
-def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with its mask as COCO RLE."""
-    from ..masks import encode_rle
-
-    return {name: encode_rle(value) if name == "mask" else value for name, value in result.items()}

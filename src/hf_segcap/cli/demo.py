@@ -21,13 +21,13 @@ def demo(
     from ..assets import bundled_photograph
     from ..images import load_image
     from ..visualization import draw_regions
-    from .caption import table
+    from .options import table
 
     picture = load_image(bundled_photograph("lemur"))
     captioner = pipeline("region-captioning")
     boxes = captioner(picture, boxes=BOXES)
     everything = captioner(picture)
-    typer.echo(f"Boxes\n{table(boxes)}\n\nEverything\n{table(everything)}")
+    typer.echo(f"Boxes\n{table(boxes, 'caption')}\n\nEverything\n{table(everything, 'caption')}")
 
     panels = [draw_regions(picture, results) for results in (boxes, everything)]
     sheet = panels[0].resize((panels[0].width, panels[0].height * 2))

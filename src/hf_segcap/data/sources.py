@@ -19,8 +19,10 @@ from ..images import load_image
 
 # An explicit list: a recipe names data, it never names code.
 SOURCES = {
+    "composites": "hf_segcap.data.composites:CompositeRegions",
     "folder": "hf_segcap.data.folder:RegionFolder",
     "photographs": "hf_segcap.data.photographs:PhotographRegions",
+    "sa1b": "hf_segcap.data.sa1b:SA1BRegions",
     "synthetic": "hf_segcap.data.synthetic:SyntheticRegions",
     "visual_genome": "hf_segcap.data.visual_genome:VisualGenomeRegions",
 }

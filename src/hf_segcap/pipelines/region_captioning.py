@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,20 +11,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from ..everything import MaskProposals, ProposalSettings, propose_masks
-from ..images import load_image
+from ..everything import GeneratorSettings, MaskProposals
 from ..masks import mask_to_box, upscale_masks
-from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts, scale_points
-from .base import PromptedImagePipeline, as_list, pad_prompts, show_progress
+from ..prompts import scale_points
+from .base import as_list
+from .regions import RegionPipeline, Request, refuse_unknown
 
-# What fills up the prompts of images that have fewer than others of their batch.
-_PADDING = {
-    "input_boxes": 0.0,
-    "input_points": 0.0,
-    "point_labels": PADDING_LABEL,
-    "input_masks": 0.0,
-    "prompt_mask": False,
-}
 _FORWARD_NAMES = ("task", "multimask_output", "prompts_per_batch", "return_masks")
 _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | set(
     inspect.signature(GenerationMixin.generate).parameters
@@ -34,20 +24,10 @@ _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startsw
 
 
 @dataclass(frozen=True)
-class _Request:
-    """All of an item but its pixels. `prompts` is None for everything mode."""
-
-    original_size: tuple[int, int]
-    reshaped_size: tuple[int, int]
-    prompts: RegionPrompts | None
-    model_prompts: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
 class _Answer:
     """What the model says about one image; without `sequences` there is no region."""
 
-    request: _Request
+    request: Request
     sequences: torch.Tensor | None = None  # (P, T), or (P, N, T) with several captions per region
     scores: Sequence[float] = ()
     low_res_masks: Any = None  # (P, 1, l, l) logits, of prompts
@@ -55,7 +35,7 @@ class _Answer:
     return_masks: bool = True
 
 
-class RegionCaptioningPipeline(PromptedImagePipeline):
+class RegionCaptioningPipeline(RegionPipeline):
     """Captions the regions of an image that boxes, points or masks name, or everything in it.
 
     ```python
@@ -94,10 +74,9 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
                 points per region, in pixels of the original image.
             point_labels: 1 (inside the region) or 0 (outside) for each point; 1 if not given.
             masks: P masks (H, W) of the size of the image, bool or 0/1.
-            points_per_side, points_per_batch, pred_iou_thresh, stability_score_thresh, stability_score_offset,
-                box_nms_thresh: for everything mode, which runs when no prompt is given; see
-                [`~hf_segcap.everything.ProposalSettings`]. Defaults: those of the model (`config.everything`, if it has
-                them), else SAM's.
+            points_per_side, pred_iou_thresh, crop_n_layers, ...: for everything mode, which runs when no prompt is given;
+                all options of SAM's mask generator, see [`~hf_segcap.everything.GeneratorSettings`]. Defaults: those of
+                the model (`config.everything`, if it has them), else SAM's.
             task: "caption" or "recognition" (a word instead of a phrase, where the model was trained for it).
             multimask_output: take the best of three masks (True, the default) or the one for unambiguous prompts. Everything
                 mode always considers all three.
@@ -136,35 +115,17 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         if timeout is not None:
             preprocess["timeout"] = timeout
         forward = {name: kwargs.pop(name) for name in _FORWARD_NAMES if name in kwargs}
-        settings = {name: kwargs.pop(name) for name in ProposalSettings.names() if name in kwargs}
+        settings = {name: kwargs.pop(name) for name in GeneratorSettings.names() if name in kwargs}
         if settings:
             forward["settings"] = settings
         if "progress" in kwargs:
             forward["progress"] = kwargs.pop("progress")
         generate = {**kwargs, **(generate_kwargs or {})}
-        for name in generate.keys() - _GENERATE_NAMES:
-            known = [*self.prompt_names, *_FORWARD_NAMES, *ProposalSettings.names(), *_GENERATE_NAMES]
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean `{close[0]}`?" if close else "."
-            raise TypeError(f"`{name}` is no argument of {type(self).__name__} nor of generate(){hint}")
+        known = [*self.prompt_names, *_FORWARD_NAMES, *GeneratorSettings.names(), *_GENERATE_NAMES]
+        refuse_unknown(generate, known, f"{type(self).__name__} nor of generate()")
         if generate:
             forward["generate_kwargs"] = generate
         return preprocess, forward, {}
-
-    def read(self, item: Any, timeout: float | None = None, **call_prompts: Any) -> dict[str, Any]:
-        image, prompts = self.split_item(item, call_prompts)
-        image = load_image(image, timeout=timeout)
-        inputs = self.processor(images=image, return_tensors="pt")
-        original_size = (image.height, image.width)
-        height, width = inputs["reshaped_input_sizes"][0].tolist()
-        parsed = parse_prompts([original_size], **prompts, low_res_mask_size=self.processor.low_res_mask_size)
-        model_prompts = {}
-        if parsed is not None:
-            model_prompts = self.processor.prompts_to_model_inputs(parsed, [original_size], [(height, width)])
-            if "input_masks" in model_prompts:  # one mask for all prompts is written out: batches pad with empty ones
-                model_prompts["input_masks"] = model_prompts["input_masks"].expand(-1, parsed.counts[0], -1, -1)
-        request = _Request(original_size, (height, width), parsed, model_prompts)
-        return {"pixel_values": inputs["pixel_values"], "request": request}
 
     def _forward(
         self,
@@ -176,20 +137,14 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
         progress: bool = True,
         **options: Any,
     ) -> dict[str, list[_Answer]]:
-        requests: list[_Request] = as_list(model_inputs["request"])
+        requests: list[Request] = as_list(model_inputs["request"])
         embeddings = self.model.get_image_embeddings(model_inputs["pixel_values"].to(self.dtype))
         options |= self._prepare_generate_kwargs(dict(generate_kwargs or {}))
-        # Images whose prompts are of the same kind go through the model together.
-        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        answers: list[Any] = [None] * len(requests)
+        answers: list[Any] = [_Answer(request) for request in requests]
         for index, request in enumerate(requests):
-            if request.prompts is None:
+            if not request.model_prompts:
                 answers[index] = self._everything(embeddings[index : index + 1], request, settings, progress, options)
-            elif request.prompts.counts[0] == 0:
-                answers[index] = _Answer(request)
-            else:
-                groups[tuple(sorted(request.model_prompts))].append(index)
-        for kinds, indices in groups.items():
+        for kinds, indices in self.grouped(requests):
             output_masks = return_masks or "input_boxes" not in kinds  # without a given box, the mask tells it
             group = [requests[i] for i in indices]
             prompted = self._prompted(embeddings[indices], group, multimask_output, output_masks, options)
@@ -200,17 +155,13 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
     def _prompted(
         self,
         embeddings: torch.Tensor,
-        requests: Sequence[_Request],
+        requests: Sequence[Request],
         multimask_output: bool,
         output_masks: bool,
         options: Mapping[str, Any],
     ) -> list[_Answer]:
         """All prompts of all images in one call of `generate`."""
-        inputs = {
-            name: pad_prompts([request.model_prompts[name] for request in requests], value).to(embeddings.device)
-            for name, value in _PADDING.items()
-            if name in requests[0].model_prompts
-        }
+        inputs = self.padded_prompts(requests, embeddings.device)
         output = self.model.generate(
             image_embeddings=embeddings,
             multimask_output=multimask_output,
@@ -227,7 +178,7 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
             sequences = torch.stack([of_image[torch.arange(len(b)), b] for of_image, b in zip(sequences, best)])
         answers = []
         for index, request in enumerate(requests):
-            count = request.prompts.counts[0] if request.prompts else 0
+            count = request.count
             answers.append(
                 _Answer(
                     request,
@@ -241,25 +192,14 @@ class RegionCaptioningPipeline(PromptedImagePipeline):
     def _everything(
         self,
         embedding: torch.Tensor,
-        request: _Request,
+        request: Request,
         settings: Mapping[str, Any] | None,
         progress: bool,
         options: Mapping[str, Any],
     ) -> _Answer:
         """SAM's masks on a grid of points; the points of those that pass the filters are captioned, once."""
-
-        def segment(points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            device = embedding.device
-            return self.model.segment(embedding, input_points=points.to(device), point_labels=labels.to(device))
-
-        proposals = propose_masks(
-            segment,
-            original_size=request.original_size,
-            reshaped_size=request.reshaped_size,
-            image_size=self.model.config.vision_config.image_size,
-            settings=ProposalSettings(**{**(self.model.config.everything or {}), **(settings or {})}),
-            progress=show_progress(progress),
-        )
+        proposals = self.propose(embedding, request, self.model.config.everything, settings, progress)
+        proposals = proposals.select(proposals.predicted_iou.argsort(descending=True, stable=True))
         if len(proposals) == 0:
             return _Answer(request)
         # One point can have several surviving masks; its caption is the same for all of them.

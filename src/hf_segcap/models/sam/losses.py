@@ -3,6 +3,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 FOCAL_WEIGHT = 20.0
@@ -42,22 +43,47 @@ def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
     return (predicted & wanted).sum((-2, -1)) / union
 
 
-def mask_loss(pred_masks: Tensor, iou_scores: Tensor, targets: Tensor) -> MaskLoss:
+def resize_logits(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """(R, M, l, l) -> (R, M, *size), bilinear, in float32 (float64 stays)."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return nn.functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+
+
+def mask_loss(pred_masks: Tensor, iou_scores: Tensor, targets: Tensor, single: Tensor | None = None) -> MaskLoss:
     """
     Args:
         pred_masks: (R, M, h, w) mask logits.
         iou_scores: (R, M) predicted IoU.
         targets: (R, h', w') in {0, 1}; logits are enlarged bilinearly to (h', w').
+        single: (R,) bool. None: the mask with the lowest 20 focal + dice is trained. Otherwise mask 0 is trained where it
+            is True, and the best of masks 1.. where it is False (SAM, section 3, "resolving ambiguity").
 
     Returns:
-        Terms per prompt. Only the mask with the lowest 20 focal + dice gets gradients, in all three terms.
+        Terms per prompt. Only the trained mask gets gradients, in all three terms.
     """
-    logits = pred_masks.float()
-    if logits.shape[-2:] != targets.shape[-2:]:
-        logits = nn.functional.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
-    targets = targets.float()[:, None].expand_as(logits)
+    best = _trained_masks(pred_masks.detach(), targets, single)
+    row = torch.arange(len(best), device=best.device)
+    logits = resize_logits(pred_masks[row, best][:, None], targets.shape[-2:])[:, 0]
+    targets = targets.to(logits.dtype)
     focal, dice = focal_loss(logits, targets), dice_loss(logits, targets)
-    best = (FOCAL_WEIGHT * focal + dice).argmin(1, keepdim=True)
-    focal, dice = focal.gather(1, best)[:, 0], dice.gather(1, best)[:, 0]
-    iou = (iou_scores.float() - mask_iou(logits, targets)).square().gather(1, best)[:, 0]
-    return MaskLoss(FOCAL_WEIGHT * focal + dice + iou, focal, dice, iou, best[:, 0])
+    iou = (iou_scores[row, best].to(logits.dtype) - mask_iou(logits, targets)).square()
+    return MaskLoss(FOCAL_WEIGHT * focal + dice + iou, focal, dice, iou, best)
+
+
+@torch.no_grad()
+def _trained_masks(pred_masks: Tensor, targets: Tensor, single: Tensor | None) -> Tensor:
+    """(R,) index of the mask that is trained."""
+    best = torch.zeros(len(pred_masks), dtype=torch.long, device=pred_masks.device)
+    first = 0 if single is None else 1
+    if pred_masks.shape[1] - first <= 1 and single is None:
+        return best
+    rows = slice(None) if single is None else (~single).nonzero()[:, 0]
+    candidates = pred_masks[rows, first:]
+    if candidates.numel() == 0:
+        return best
+    logits = resize_logits(candidates, targets.shape[-2:])
+    wanted = targets[rows].to(logits.dtype)[:, None].expand_as(logits)
+    best[rows] = first + (FOCAL_WEIGHT * focal_loss(logits, wanted) + dice_loss(logits, wanted)).argmin(1)
+    return best

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamMaskEmbedding, SamPositionalEmbedding
 
 from ...prompts import PADDING_LABEL
+from .prompt_rows import PromptRows
 
 NOT_A_POINT_LABEL = -1
 ZERO_TOKEN_LABEL = -10  # transformers' padding: a zero vector that still takes part in attention
@@ -75,40 +76,50 @@ class SamRowPromptEncoder(nn.Module):
         corners = self._encode_positions(position_encoding, boxes.unflatten(-1, (2, 2)))
         return corners + torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])
 
-    def embed_masks(self, masks: Tensor | None) -> Tensor:
-        """Mask logits (R, 4g, 4g) -> dense prompt embedding (R, g * g, C); the no-mask embedding (1, C) without."""
+    def embed_masks(self, masks: Tensor | None, has_mask: Tensor | None = None) -> Tensor:
+        """Mask logits (R, 4g, 4g) -> dense prompt embedding (R, g * g, C); the no-mask embedding (1, C) without, and
+        in rows whose `has_mask` (R,) is False."""
         if masks is None:
             return self.no_mask_embed.weight
-        return self.mask_embed(masks[:, None].to(self.no_mask_embed.weight.dtype)).flatten(2).transpose(1, 2)
+        dense = self.mask_embed(masks[:, None].to(self.no_mask_embed.weight.dtype)).flatten(2).transpose(1, 2)
+        return dense if has_mask is None else torch.where(has_mask[:, None, None], dense, self.no_mask_embed.weight)
 
     def forward(
-        self,
-        position_encoding: SamPositionEncoding,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
+        self, position_encoding: SamPositionEncoding, rows: PromptRows, text_tokens: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """
         Args:
-            points: (R, n, 2) x, y in pixels of the model frame, or None.
-            labels: (R, n): 1 inside, 0 outside, -1 "not a point", -10 a zero token, -2 absent.
-            boxes: (R, 4) x0 y0 x1 y1 in pixels of the model frame, or None.
+            rows: R prompts; point labels: 1 inside, 0 outside, -1 "not a point", -10 a zero token, -2 absent.
+            text_tokens: (R, 1, C) projected text prompts, or None.
 
         Returns:
-            Prompt tokens (R, N, C), or None without points and boxes; a mask (R, N) bool that is False for absent
-            points, or None if there are none. Points alone get SAM's padding point; boxes append their two corners.
+            Prompt tokens (R, N, C), or None without points, boxes and text; a mask (R, N) bool that is False for what a
+            row does not have, or None if there is no such thing. A row with points and without a box gets SAM's padding
+            point; a box appends its two corners, a text one token.
         """
-        tokens, mask = [], None
-        if points is not None and labels is not None:
-            tokens.append(self.embed_points(position_encoding, points, labels))
-            if boxes is None:
-                tokens.append(self.not_a_point_embed.weight.expand(len(points), 1, -1))
-            present = torch.ne(labels, PADDING_LABEL)
-            if not present.all():
-                mask = torch.cat([present, present.new_ones(len(present), 1 if boxes is None else 2)], dim=1)
-        if boxes is not None:
-            tokens.append(self.embed_boxes(position_encoding, boxes))
-        return (torch.cat(tokens, dim=1) if tokens else None), mask
+        tokens, present = [], []
+        boxed = None
+        if rows.boxes is not None:
+            boxed = torch.ones_like(rows.image_index, dtype=torch.bool) if rows.has_box is None else rows.has_box
+        if rows.points is not None and rows.point_labels is not None:
+            tokens.append(self.embed_points(position_encoding, rows.points, rows.point_labels))
+            given = torch.ne(rows.point_labels, PADDING_LABEL)
+            present.append(given)
+            if rows.has_box is not None or boxed is None:
+                tokens.append(self.not_a_point_embed.weight.expand(len(rows), 1, -1))
+                padded = given.any(1, keepdim=True)
+                present.append(padded if boxed is None else padded & ~boxed[:, None])
+        if rows.boxes is not None and boxed is not None:
+            tokens.append(self.embed_boxes(position_encoding, rows.boxes))
+            present.append(boxed[:, None].expand(-1, 2))
+        if text_tokens is not None:
+            tokens.append(text_tokens)
+            known = torch.ones_like(rows.image_index, dtype=torch.bool) if rows.has_text is None else rows.has_text
+            present.append(known[:, None])
+        if not tokens:
+            return None, None
+        mask = torch.cat(present, dim=1)
+        return torch.cat(tokens, dim=1), None if mask.all() else mask
 
 
 __all__ = ["SamPositionEncoding", "SamRowPromptEncoder"]

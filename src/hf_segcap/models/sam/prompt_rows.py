@@ -2,10 +2,12 @@
 """Ragged prompts of a batch as a flat list of rows, so that padding costs nothing."""
 
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+_PER_ROW = ("boxes", "has_box", "points", "point_labels", "masks", "has_mask", "text_embeds", "has_text")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,10 @@ class PromptRows:
         count: number of prompts that are not padding.
         image_index: (R,) image of each row.
         boxes (R, 4), points (R, n, 2), point_labels (R, n), masks (R, h, w): as in the model's `forward`, or None.
+        has_box: (R,) bool, False where a row has no box; None: all have one (if `boxes` are given).
+        has_mask: (R,) bool, False where a row has no mask prompt; None: all have one (if `masks` are given).
+        text_embeds: (R, E) embeddings of text prompts, or None.
+        has_text: (R,) bool, False where a row has no text prompt; None: all have one (if `text_embeds` are given).
     """
 
     valid: Tensor
@@ -29,6 +35,10 @@ class PromptRows:
     points: Tensor | None
     point_labels: Tensor | None
     masks: Tensor | None
+    has_box: Tensor | None = None
+    has_mask: Tensor | None = None
+    text_embeds: Tensor | None = None
+    has_text: Tensor | None = None
 
     @classmethod
     def from_inputs(
@@ -39,8 +49,16 @@ class PromptRows:
         point_labels: Tensor | None = None,
         input_masks: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        has_box: Tensor | None = None,
+        has_mask: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        has_text: Tensor | None = None,
+        prompts_required: bool = True,
     ) -> "PromptRows":
         """Checks shapes (see the model's `forward`) and drops padded prompts.
+
+        Args:
+            prompts_required: False: `prompt_mask` alone will do, for rows without any prompt.
 
         Raises:
             ValueError: no prompt, wrong number of axes, or disagreeing numbers of images, prompts or points.
@@ -50,14 +68,22 @@ class PromptRows:
             "input_points": (input_points, 4, "(B, P, n, 2)"),
             "input_masks": (input_masks, 4, "(B, P, h, w)"),
             "prompt_mask": (prompt_mask, 2, "(B, P)"),
+            "has_box": (has_box, 2, "(B, P)"),
+            "has_mask": (has_mask, 2, "(B, P)"),
+            "text_embeds": (text_embeds, 3, "(B, P, E)"),
+            "has_text": (has_text, 2, "(B, P)"),
         }
         for name, (value, ndim, shape) in given.items():
             if value is not None and (value.ndim != ndim or len(value) != batch_size):
                 raise ValueError(
                     f"{name} must have shape {shape} with B = {batch_size} images, got {tuple(value.shape)}."
                 )
-        if input_boxes is None and input_points is None and input_masks is None:
+        nothing = input_boxes is None and input_points is None and input_masks is None and text_embeds is None
+        if nothing and (prompts_required or prompt_mask is None):
             raise ValueError("No prompt: give input_boxes, input_points or input_masks.")
+        for flags, values in (("has_box", "input_boxes"), ("has_mask", "input_masks"), ("has_text", "text_embeds")):
+            if given[flags][0] is not None and given[values][0] is None:
+                raise ValueError(f"{flags} was given without {values}: pass both, or neither.")
         if point_labels is not None and (input_points is None or point_labels.shape != input_points.shape[:3]):
             points_shape = None if input_points is None else tuple(input_points.shape)
             raise ValueError(
@@ -91,6 +117,10 @@ class PromptRows:
             points=rows.gather(input_points),
             point_labels=rows.gather(point_labels),
             masks=rows.gather(input_masks),
+            has_box=rows.gather(has_box),
+            has_mask=rows.gather(has_mask),
+            text_embeds=rows.gather(text_embeds),
+            has_text=rows.gather(has_text),
         )
 
     def __len__(self) -> int:
@@ -134,8 +164,8 @@ class PromptRows:
 
     def select(self, index: Tensor) -> "PromptRows":
         """The rows `index`, in that order; `valid` keeps describing the whole batch."""
-        boxes, points, point_labels, masks = (
-            None if value is None else value[index]
-            for value in (self.boxes, self.points, self.point_labels, self.masks)
-        )
-        return PromptRows(self.valid, self.count, self.image_index[index], boxes, points, point_labels, masks)
+        chosen: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[index]
+            for name in (*_PER_ROW, "image_index")
+        }
+        return replace(self, **chosen)

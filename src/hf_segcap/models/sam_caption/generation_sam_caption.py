@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
-from .prompt_rows import PromptRows
+from ..sam.prompt_rows import PromptRows
 
 DEFAULT_MAX_NEW_TOKENS = 19  # the official max_length of 20 counts a begin token that is never fed
 _TRAINING_INPUTS = ("labels", "input_ids", "attention_mask", "target_masks")

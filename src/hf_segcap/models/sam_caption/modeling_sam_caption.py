@@ -10,21 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, SamModel
-from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ...hub import HubMixin
 from ..sam.image_encoder import SamImageEncoder
 from ..sam.losses import mask_loss
 from ..sam.prompt_encoder import SamPositionEncoding, SamRowPromptEncoder
+from ..sam.prompt_rows import PromptRows
+from ..sam.region_model import SamRegionPreTrainedModel
 from ..sam.two_way import SamTwoWayBlock
 from .configuration_sam_caption import TASKS, SamCaptionConfig
 from .generation_sam_caption import SamCaptionGenerationMixin
 from .mask_caption_decoder import RegionFeatures, SamMaskCaptionDecoder, roi_align
-from .prompt_rows import PromptRows
 
 
 @dataclass
@@ -65,28 +64,16 @@ class SamCaptionOutput(ModelOutput):
     language_model_attentions: tuple[Tensor, ...] | None = None
 
 
-class SamCaptionPreTrainedModel(HubMixin, PreTrainedModel):
+class SamCaptionPreTrainedModel(SamRegionPreTrainedModel):
     config: SamCaptionConfig
     hub_task = "region-captioning"
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
     input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # all L labels are predicted: Trainer would count L - 1
-    _no_split_modules = ["SamVisionLayer", "SamTwoWayBlock"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [
-        r"^prompt_encoder\.shared_embedding\.positional_embedding$",  # a second copy of shared_image_embedding
+        *SamRegionPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"\.rotary_emb\.inv_freq$",
         r"\.h\.\d+\.attn\.(masked_)?bias$",
     ]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, SamPositionEncoding):
-            init.normal_(module.positional_embedding, std=module.scale)
 
 
 class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrainedModel, GenerationMixin):
@@ -100,6 +87,10 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         "mask_decoder.caption_tokens",
         "language_project",
         "task_tokens",
+    )
+    incomplete_checkpoint_hint = (
+        "To start a new training from a SAM checkpoint and a language model use "
+        "SamCaptionForRegionCaptioning.from_sam_and_language_model(sam, language_model)."
     )
     # For `peft.LoraConfig(target_modules=...)`: attention projections of the language model (GPT-2: c_proj of its MLP, too).
     lora_target_modules = r"language_model\..*\.(c_attn|c_proj|q_proj|k_proj|v_proj|o_proj|out_proj|query_key_value)"
@@ -118,24 +109,6 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._frozen_in_eval: tuple[str, ...] = ()
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; official SCA folders load directly.
-
-        Raises:
-            ValueError: if weights are missing from the checkpoint: captions of random weights look fluent.
-        """
-        want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(info["missing_keys"])
-        if pretrained_model_name_or_path is not None and missing:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is not a complete {cls.__name__} checkpoint: {len(missing)} weights "
-                f"are missing, e.g. {', '.join(missing[:3])}. To start a new training from a SAM checkpoint and a "
-                f"language model use {cls.__name__}.from_sam_and_language_model(sam, language_model)."
-            )
-        return (model, info) if want_info else model
 
     @classmethod
     def from_sam_and_language_model(cls, sam: str | SamModel, language_model: str | PreTrainedModel, **config_kwargs):
@@ -224,25 +197,6 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
             self.get_submodule(name).eval()
         return self
 
-    def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, C, g, g). Differentiable; the expensive pass, once per image."""
-        return self.encode_or_reuse(pixel_values, None, **kwargs)[0]
-
-    def encode_or_reuse(
-        self, pixel_values: Tensor | None, image_embeddings: Tensor | None, **kwargs
-    ) -> tuple[Tensor, ModelOutput | None]:
-        """Image embeddings from exactly one of the two, and the encoder's output if it ran."""
-        if pixel_values is None and image_embeddings is not None:
-            return image_embeddings.to(self._stream_dtype), None
-        if pixel_values is None or image_embeddings is not None:
-            raise ValueError("Give exactly one of pixel_values and image_embeddings.")
-        outputs = self.vision_encoder(pixel_values.to(self.vision_encoder.dtype), **kwargs)
-        return outputs.last_hidden_state, outputs
-
-    @property
-    def _stream_dtype(self) -> torch.dtype:
-        return self.mask_decoder.iou_token.weight.dtype
-
     def segment(self, image_embeddings: Tensor, multimask_output: bool = True, **prompts) -> tuple[Tensor, Tensor]:
         """SAM alone, without captions.
 
@@ -265,55 +219,25 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
         output_masks: bool = True,
         output_captions: bool = True,
     ) -> RegionFeatures:
-        """Prompt encoder, SAM's mixer and mask head, caption mixer, for rows of prompts.
+        """Prompt encoder, SAM's mixer and mask head, caption mixer, for rows of prompts."""
 
-        With gradients all rows go through at once. Without, image by image and few rows at a time: the image streams
-        of a chunk stay in the processor's cache, and the first block projects each image once.
-        """
-        options = {"output_masks": output_masks, "output_captions": output_captions}
-        image_embeddings = image_embeddings.to(self._stream_dtype)
-        positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
-        images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
-        if torch.is_grad_enabled() or self.mask_decoder.config._attn_implementation == "eager":
-            # gradients need all streams anyway, and attention weights are recorded in one piece
-            features = self._decode(images[rows.image_index], positions, rows, None, multimask_output, **options)
-        else:
-            features = self._decode_in_chunks(images, positions, rows, multimask_output, **options)
+        def decode(stream, positions, part, shared):
+            stream, tokens, token_mask = self.encode_prompts(stream, part, shared)
+            return self.mask_decoder(
+                stream,
+                positions,
+                tokens,
+                token_mask,
+                shared,
+                multimask_output=multimask_output,
+                output_masks=output_masks,
+                output_captions=output_captions,
+            )
+
+        features = _concatenate(self.decode_in_parts(image_embeddings, rows, decode))
         if output_captions and self.config.mixer_context == "roi_align":
             features = features._replace(caption_queries=self._roi_queries(image_embeddings, rows))
         return features
-
-    def _decode_in_chunks(self, images, positions, rows: PromptRows, multimask_output, **options) -> RegionFeatures:
-        parts = []
-        for index in rows.image_index.unique().tolist():
-            image, shared = images[index : index + 1], None
-            if rows.masks is None:
-                prompted = image + self.prompt_encoder.embed_masks(None)
-                shared = self.mask_decoder.transformer.project_shared(prompted, positions)
-                image = image if shared is None else prompted
-            of_image = (rows.image_index == index).nonzero()[:, 0]
-            for chunk in of_image.split(self._rows_per_chunk(image)):
-                part = rows.select(chunk)
-                stream = image if shared is not None else image.expand(len(part), -1, -1)
-                parts.append(self._decode(stream, positions, part, shared, multimask_output, **options))
-        return _concatenate(parts)
-
-    @staticmethod
-    def _rows_per_chunk(image: Tensor) -> int:
-        """Rows whose image streams are worked on together: about 8 MiB on a CPU (cache), 512 MiB elsewhere."""
-        budget = 2**23 if image.device.type == "cpu" else 2**29
-        return max(1, budget // (image[0].numel() * image.element_size()))
-
-    def _decode(self, stream, positions, rows: PromptRows, shared, multimask_output, **options) -> RegionFeatures:
-        """`stream`: (1, S, C) with the no-mask embedding and `shared`, or the raw image of each row (R, S, C)."""
-        tokens, token_mask = self.prompt_encoder(
-            self.shared_image_embedding, rows.points, rows.point_labels, rows.boxes
-        )
-        if shared is None:
-            stream = stream + self.prompt_encoder.embed_masks(rows.masks)
-        return self.mask_decoder(
-            stream, positions, tokens, token_mask, shared, multimask_output=multimask_output, **options
-        )
 
     def _roi_queries(self, image_embeddings: Tensor, rows: PromptRows) -> Tensor:
         """ROI-aligned image features of the boxes, (R, 1, roi_size^2, C) (ablation "ROI align")."""

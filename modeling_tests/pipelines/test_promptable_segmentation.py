@@ -1,0 +1,144 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""`pipeline("promptable-segmentation")` with the model of the golden data, whose masks depend on the prompt."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import SamModel, pipeline
+
+from hf_segcap import SamForPromptableSegmentation, SamPromptableProcessor
+from hf_segcap.masks import decode_rle
+from hf_segcap.pipelines.promptable_segmentation import to_official_records
+from hf_segcap.records import read_sa1b, write_sa1b
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "sam"
+IMAGE = str(GOLDEN / "image0.png")
+BOX, POINT = [40.0, 30.0, 160.0, 150.0], [100.0, 60.0]
+
+
+@cache
+def segmenter():
+    return pipeline(
+        "promptable-segmentation",
+        model=SamForPromptableSegmentation.from_pretrained(GOLDEN / "tiny"),
+        processor=SamPromptableProcessor.from_pretrained(GOLDEN / "tiny"),
+    )
+
+
+def same(one: list[dict], other: list[dict], atol: float = 1e-5) -> bool:
+    return len(one) == len(other) and all(
+        abs(a["score"] - b["score"]) < atol and (np.asarray(a["mask"]) != np.asarray(b["mask"])).sum() <= 2
+        for a, b in zip(one, other)
+    )
+
+
+def test_results_describe_their_mask():
+    (result,) = segmenter()(IMAGE, points=POINT)
+    with Image.open(IMAGE) as image:
+        assert result["mask"].shape == (image.height, image.width) and result["mask"].dtype == bool
+    ys, xs = np.nonzero(result["mask"])
+    assert result["box"] == {"xmin": xs.min(), "ymin": ys.min(), "xmax": xs.max(), "ymax": ys.max()}
+    assert result["area"] == result["mask"].sum() > 0 and 0 < result["stability_score"] <= 1
+
+
+def test_objects_with_different_prompts_in_one_call():
+    pipe = segmenter()
+    mixed = pipe(IMAGE, boxes=[BOX, None, BOX], points=[[], [POINT, [30.0, 40.0]], [POINT]], point_labels=[[], [1, 0], [1]])
+    alone = [
+        *pipe(IMAGE, boxes=BOX),
+        *pipe(IMAGE, points=[[POINT, [30.0, 40.0]]], point_labels=[[1, 0]]),
+        *pipe(IMAGE, boxes=[BOX], points=[[POINT]]),
+    ]
+    assert same(mixed, alone)
+
+
+def test_batches_equal_single_calls():
+    items = [
+        {"image": IMAGE, "points": [POINT, [20, 20]]},
+        {"image": IMAGE, "boxes": [BOX]},
+        {"image": IMAGE, "boxes": [BOX, [10, 10, 90, 90]]},
+    ]
+    batched = segmenter()(items, batch_size=3)
+    assert all(same(a, segmenter()(b)) for a, b in zip(batched, items)) and [len(r) for r in batched] == [2, 1, 2]
+
+
+def test_three_masks_and_their_best():
+    (result,) = segmenter()(IMAGE, points=POINT, multimask_output=True)
+    assert len(result["masks"]) == len(result["scores"]) == 3
+    best = int(np.argmax(result["scores"]))
+    assert result["score"] == result["scores"][best] and (result["mask"] == result["masks"][best]).all()
+    (default,) = segmenter()(IMAGE, points=POINT)  # a single point is ambiguous: the best of the three
+    assert same([default], [result]) and "masks" not in default
+
+
+def test_refinement_feeds_the_mask_back():
+    (plain,), (refined,) = segmenter()(IMAGE, boxes=BOX), segmenter()(IMAGE, boxes=BOX, refine_steps=2)
+    assert plain["score"] != refined["score"]
+
+
+@pytest.mark.parametrize("setting", ["grid", "crops", "point_list"])
+def test_everything_gives_the_official_records(setting):
+    golden = json.loads((GOLDEN / f"amg_{setting}.json").read_text())
+    image = GOLDEN / golden["image"] if isinstance(golden["image"], str) else IMAGE
+    results = segmenter()(str(image), **golden["settings"], output_mode="coco_rle")
+    expected = golden["records_coco_rle"]
+    assert len(results) == len(expected)
+    for result, record in zip(to_official_records(results), expected):
+        assert result["bbox"] == record["bbox"] and result["crop_box"] == record["crop_box"]
+        assert np.allclose(result["point_coords"], record["point_coords"])
+        assert abs(result["predicted_iou"] - record["predicted_iou"]) < 1e-5
+        assert (decode_rle(result["segmentation"]) != decode_rle(record["segmentation"])).sum() <= 2
+
+
+def test_everything_survives_the_sa1b_file(tmp_path):
+    results = segmenter()(IMAGE, points_per_side=4, pred_iou_thresh=0.5, stability_score_thresh=0.5)
+    assert results and all(r["area"] == r["mask"].sum() for r in results)
+    with Image.open(IMAGE) as image:
+        size = {"width": image.width, "height": image.height}
+    write_sa1b(tmp_path / "a.json", to_official_records(results), image_id=3, file_name="a.png", **size)
+    regions = read_sa1b(tmp_path / "a.json")[0]["regions"]
+    assert all((decode_rle(r["mask"]) == e["mask"]).all() for r, e in zip(regions, results, strict=True))
+
+
+def test_transformers_checkpoints_load_by_folder(tmp_path):
+    peer = SamModel.from_pretrained(GOLDEN / "tiny")
+    peer.save_pretrained(tmp_path)
+    segmenter().processor.image_processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps({**json.loads((tmp_path / "config.json").read_text()), "model_type": "sam"})
+    )
+    pipe = pipeline("promptable-segmentation", model=str(tmp_path))
+    assert isinstance(pipe.model, SamForPromptableSegmentation)
+    assert isinstance(pipe.processor, SamPromptableProcessor)
+    assert same(pipe(IMAGE, boxes=BOX), segmenter()(IMAGE, boxes=BOX))
+
+
+def test_save_and_load(tmp_path):
+    segmenter().save_pretrained(tmp_path)
+    pipe = pipeline("promptable-segmentation", model=str(tmp_path))
+    assert same(pipe(IMAGE, points=POINT), segmenter()(IMAGE, points=POINT))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"points": [[1000, 10]]}, "outside"),
+        ({"boxes": [[10, 10, 5, 5]]}, "inverted"),
+        ({"text": "a dog"}, "tokenizer"),
+        ({"points": [[10, 10]], "output_mode": "png"}, "output_mode"),
+        ({"points_per_side": 0}, "points_per_side"),
+        ({"boxes": [BOX], "refine_steps": -1}, "refine_steps"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        segmenter()(IMAGE, **arguments)
+
+
+def test_unknown_arguments_are_refused_with_a_hint():
+    with pytest.raises(TypeError, match="points_per_side"):
+        segmenter()(IMAGE, point_per_side=4)

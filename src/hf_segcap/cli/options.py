@@ -1,0 +1,44 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""What commands share: options that hold numbers, tables, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BOX_HELP = "A region x0,y0,x1,y1 in pixels; may be repeated."
+POINT_HELP = "A region by a point x,y in it, in pixels; may be repeated."
+
+
+def numbers(text: str, count: int, option: str) -> list[float]:
+    """The numbers of an option such as `--box 1,2,3,4`.
+
+    Raises:
+        ValueError: not `count` numbers.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise ValueError(f"{option} takes {count} numbers separated by commas, got {text!r}.")
+    return values
+
+
+def table(results: Sequence[Mapping[str, Any]], last: str) -> str:
+    """Results of a pipeline as aligned text, one line per region; `last` names the result in the last column."""
+    if not results:
+        return "No region was found."
+    rows = [("box (x0 y0 x1 y1)", "score", last)]
+    for result in results:
+        box = " ".join(f"{value:.0f}" for value in result["box"].values())
+        rows.append((box, f"{result['score']:.2f}", str(result[last])))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows)
+
+
+def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with its mask as COCO RLE."""
+    from ..masks import encode_rle
+
+    return {name: encode_rle(value) if name == "mask" else value for name, value in result.items()}

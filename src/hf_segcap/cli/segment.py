@@ -1,0 +1,85 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""`hf-segcap segment IMAGE`: masks of what prompts name, or of everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import BOX_HELP, POINT_HELP, numbers, table, to_json
+
+
+def segment(
+    image: Annotated[str, typer.Argument(help="Path or URL of a picture.")],
+    box: Annotated[list[str] | None, typer.Option(help=BOX_HELP)] = None,
+    point: Annotated[list[str] | None, typer.Option(help=POINT_HELP)] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A region by words; may be repeated.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Segment all that is found; default if no region is named.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the bundled small model.")] = None,
+    refine_steps: Annotated[int, typer.Option(min=0, help="How often a mask is handed back for refinement.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write a picture of the masks.")] = None,
+    mask_folder: Annotated[
+        Path | None,
+        typer.Option(help="With --everything: write 0.png, 1.png, ... and metadata.csv into a new folder."),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the results as JSON (masks as COCO RLE; everything: as SA-1B)."),
+    ] = None,
+) -> None:
+    """Segment regions of a picture: boxes, points and words in that order, or everything."""
+    prompts: list[dict[str, Any]] = [{"boxes": [numbers(value, 4, "--box")]} for value in box or []]
+    prompts += [{"points": [numbers(value, 2, "--point")]} for value in point or []]
+    prompts += [{"text": [value]} for value in text or []]
+    if everything and prompts:
+        raise ValueError("--everything takes no --box, --point or --text: leave one of them out.")
+    if mask_folder is not None and prompts:
+        raise ValueError("--mask-folder is for everything: leave the regions out, or use --json.")
+
+    from transformers import pipeline
+
+    from ..images import load_image
+    from ..pipelines.promptable_segmentation import to_official_records
+    from ..records import write_mask_folder, write_sa1b
+    from ..visualization import draw_regions
+
+    picture = load_image(image)
+    segmenter = pipeline("promptable-segmentation", model=model)
+    if prompts:
+        results = segmenter(picture, **_as_one_call(prompts), refine_steps=refine_steps)
+    else:
+        results = segmenter(picture)
+
+    typer.echo(table(results, "area"))
+    if out is not None:
+        draw_regions(picture, results).save(out)
+    if mask_folder is not None:
+        write_mask_folder(mask_folder, to_official_records(results))
+    if json_file is not None and prompts:
+        json_file.write_text(json.dumps([to_json(result) for result in results], indent=2) + "\n", encoding="utf-8")
+    elif json_file is not None:
+        write_sa1b(
+            json_file,
+            to_official_records(results),
+            image_id=0,
+            file_name=Path(image).name,
+            width=picture.width,
+            height=picture.height,
+        )
+
+
+def _as_one_call(prompts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One object per prompt, each with a single kind: the others have a gap there. The image is encoded once."""
+    gaps: dict[str, Any] = {"boxes": None, "points": [], "text": None}
+    call: dict[str, Any] = {}
+    for name, gap in gaps.items():
+        if any(name in prompt for prompt in prompts):
+            call[name] = [prompt[name][0] if name in prompt else gap for prompt in prompts]
+    if "points" in call:  # [object][point], so that an object may have none
+        call["points"] = [[point] if point else [] for point in call["points"]]
+    return call

@@ -1,0 +1,362 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""SAM, "Segment Anything" (ICCV 2023): points, boxes, masks and text in; masks out.
+
+transformers has SAM's network. This is what the paper does around it: several kinds of prompts per object, a mask prompt
+for each object, text prompts (section 7.5), refinement, and the training with its losses and rounds (section 3, appendix A).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextModelWithProjection, SamConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ...prompts import PADDING_LABEL
+from .configuration_sam import SamPromptableConfig
+from .image_encoder import SamImageEncoder
+from .interactive import interactive_loss
+from .mask_decoder import RowMasks, SamRowMaskDecoder
+from .prompt_encoder import SamPositionEncoding, SamRowPromptEncoder
+from .prompt_rows import PromptRows
+from .region_model import SamRegionPreTrainedModel
+from .two_way import SamTwoWayBlock
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class SamPromptableOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): 20 focal + dice + squared IoU error, summed over the rounds, if
+            `labels` are given.
+        pred_masks (`torch.FloatTensor` of shape `(B, P, M, 4g, 4g)`): low-resolution mask logits, padded frame; M is 3
+            with `multimask_output=True`, else 1. Of the last round where `labels` are given.
+        iou_scores (`torch.FloatTensor` of shape `(B, P, M)`): predicted IoU of these masks.
+        best_mask_index (`torch.LongTensor` of shape `(B, P)`): which of the M masks has the highest predicted IoU.
+        image_embeddings (`torch.FloatTensor` of shape `(B, C, g, g)`): output of the image encoder.
+        focal_loss, dice_loss, iou_loss (`torch.FloatTensor` of shape `(1,)`): unweighted terms of the loss.
+        vision_hidden_states, vision_attentions (`tuple`, *optional*): recorded from the image encoder.
+        mask_decoder_attentions (`tuple`, *optional*): token-to-image attention `(R, heads, tokens, g * g)` of the two-way
+            mixer (`output_attentions=True`, eager attention); R = prompts that are not padding.
+
+    Rows of padded prompts (`prompt_mask` False) are zero.
+    """
+
+    loss: Tensor | None = None
+    pred_masks: Tensor | None = None
+    iou_scores: Tensor | None = None
+    best_mask_index: Tensor | None = None
+    image_embeddings: Tensor | None = None
+    focal_loss: Tensor | None = None
+    dice_loss: Tensor | None = None
+    iou_loss: Tensor | None = None
+    vision_hidden_states: tuple[Tensor, ...] | None = None
+    vision_attentions: tuple[Tensor, ...] | None = None
+    mask_decoder_attentions: tuple[Tensor, ...] | None = None
+
+
+class SamForPromptableSegmentation(SamRegionPreTrainedModel):
+    """Segments what points, boxes, masks or words name, for any number of objects of an image at once.
+
+    `from_pretrained` reads `facebook/sam-vit-*` checkpoints directly.
+    """
+
+    config: SamPromptableConfig
+    hub_task = "promptable-segmentation"
+    input_modalities = ("image", "text")
+    _can_record_outputs = {"mask_decoder_attentions": OutputRecorder(SamTwoWayBlock, index=2)}
+
+    # For `peft.LoraConfig(target_modules=...)`: the attention projections of the image encoder.
+    lora_target_modules = r"vision_encoder\..*\.qkv"
+
+    def __init__(self, config: SamPromptableConfig):
+        super().__init__(config)
+        config.mask_decoder_config._attn_implementation = (
+            config._attn_implementation
+        )  # its modules are no PreTrainedModel
+        self.shared_image_embedding = SamPositionEncoding(config.vision_config)
+        self.vision_encoder = SamImageEncoder(config.vision_config)
+        self.prompt_encoder = SamRowPromptEncoder(config)
+        self.mask_decoder = SamRowMaskDecoder(config.mask_decoder_config)
+        if config.text_config is not None:
+            self.text_model = CLIPTextModelWithProjection(config.text_config)
+            self.text_model.requires_grad_(False)
+        if config.text_embed_dim is not None:
+            self.text_projection = nn.Linear(config.text_embed_dim, config.mask_decoder_config.hidden_size)
+        self._frozen_in_eval: tuple[str, ...] = ()
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        if isinstance(config, SamConfig):  # what AutoConfig makes of facebook/sam-vit-*
+            config = SamPromptableConfig.from_sam(config)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    def add_text_prompts(self, clip: str | CLIPModel | CLIPTextModelWithProjection) -> None:
+        """Adds CLIP's text model and a new projection of its embeddings (SAM, section 7.5), to be trained.
+
+        Args:
+            clip: folder or Hub id, or a loaded model. SAM used ViT-L/14 at 336 pixels.
+
+        Raises:
+            ValueError: the model has text prompts already.
+        """
+        if self.config.text_embed_dim is not None:
+            raise ValueError("This model has text prompts already.")
+        if isinstance(clip, str):
+            clip = CLIPTextModelWithProjection.from_pretrained(clip)
+        elif isinstance(clip, CLIPModel):
+            text_model = CLIPTextModelWithProjection(clip.config.text_config)
+            text_model.text_model.load_state_dict(clip.text_model.state_dict())
+            text_model.text_projection.load_state_dict(clip.text_projection.state_dict())
+            clip = text_model
+        self.text_model = clip.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
+        self.config.text_config = clip.config
+        self.config.text_embed_dim = clip.config.projection_dim
+        self.config.text_trained = False
+        self.text_projection = nn.Linear(clip.config.projection_dim, self.config.mask_decoder_config.hidden_size)
+        nn.init.normal_(self.text_projection.weight, std=self.config.initializer_range)
+        nn.init.zeros_(self.text_projection.bias)
+        self.text_projection.to(device=self.device, dtype=self.dtype)
+
+    def freeze_for(self, policy: str, frozen_in_eval: bool = True):
+        """Chooses what is trained. CLIP's text model never is.
+
+        Args:
+            policy: `"decoder"`: prompt encoder, mask decoder and text projection. `"decoder+lora"`: these and LoRA
+                weights that are already in the model. `"all"`: everything.
+            frozen_in_eval: keeps the frozen image encoder in eval mode during training.
+
+        Raises:
+            ValueError: for an unknown policy, or "+lora" without LoRA weights.
+        """
+        if policy not in ("decoder", "decoder+lora", "all"):
+            raise ValueError(f"policy must be 'decoder', 'decoder+lora' or 'all', got {policy!r}.")
+        if policy == "decoder+lora" and not any("lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError(
+                "policy 'decoder+lora' needs LoRA weights in the model: add them first, e.g. with "
+                "model.add_adapter(LoraConfig(target_modules=model.lora_target_modules))."
+            )
+        for name, parameter in self.named_parameters():
+            encoder = name.startswith("vision_encoder") and policy != "all"
+            trained = "lora_" in name if encoder else not name.startswith("text_model")
+            parameter.requires_grad_(trained)
+        self._frozen_in_eval = ("vision_encoder",) if policy == "decoder" and frozen_in_eval else ()
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        frozen = (*self._frozen_in_eval, *(["text_model"] if self.config.text_config is not None else []))
+        for name in frozen if mode else ():
+            self.get_submodule(name).eval()
+        return self
+
+    def get_text_embeds(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids (..., L) -> CLIP text embeddings (..., E), of length one.
+
+        Raises:
+            ValueError: the model has no text model.
+        """
+        if self.config.text_config is None:
+            raise ValueError(
+                "This checkpoint has no text model, as the released SAM checkpoints: pass text_embeds if it was trained "
+                "with them, or add_text_prompts(clip) and train."
+            )
+        flat = input_ids.flatten(0, -2)
+        mask = None if attention_mask is None else attention_mask.flatten(0, -2)
+        embeds = self.text_model(input_ids=flat, attention_mask=mask).text_embeds
+        return nn.functional.normalize(embeds.float(), dim=-1).unflatten(0, input_ids.shape[:-1])
+
+    def decode_rows(self, image_embeddings: Tensor, rows: PromptRows) -> RowMasks:
+        """All four masks of each row of prompts: (R, 4, 4g, 4g) logits and (R, 4) scores. Differentiable."""
+
+        def decode(stream, positions, part, shared):
+            text = None if part.text_embeds is None else self._text_tokens(part.text_embeds)
+            stream, tokens, token_mask = self.encode_prompts(stream, part, shared, text)
+            return self.mask_decoder(stream, positions, tokens, token_mask, shared)
+
+        parts = self.decode_in_parts(image_embeddings, rows, decode)
+        return RowMasks(*(torch.cat(field) for field in zip(*parts)))
+
+    def _text_tokens(self, text_embeds: Tensor) -> Tensor:
+        """(R, E) -> prompt tokens (R, 1, C)."""
+        if self.config.text_embed_dim is None:
+            raise ValueError(
+                "This checkpoint was not trained with text prompts (the released SAM checkpoints were not): use points, "
+                "boxes or masks, or add_text_prompts(clip) and train."
+            )
+        if text_embeds.shape[-1] != self.config.text_embed_dim:
+            raise ValueError(
+                f"text_embeds must have {self.config.text_embed_dim} numbers each, got {text_embeds.shape[-1]}."
+            )
+        if not self.config.text_trained:
+            logger.warning_once("The text projection of this model is new: its answers to text mean nothing yet.")
+        embeds = nn.functional.normalize(text_embeds.float(), dim=-1) * self.config.text_scale
+        return self.text_projection(embeds.to(self.text_projection.weight.dtype))[:, None]
+
+    def segment(
+        self, image_embeddings: Tensor, multimask_output: bool | None = True, **prompts
+    ) -> tuple[Tensor, Tensor]:
+        """Masks without the rest of `forward`.
+
+        Args:
+            image_embeddings: (B, C, g, g).
+            multimask_output: as in `forward`.
+            **prompts: prompts as in `forward`.
+
+        Returns:
+            `pred_masks` (B, P, M, 4g, 4g) logits, `iou_scores` (B, P, M).
+        """
+        rows = PromptRows.from_inputs(len(image_embeddings), **prompts)
+        masks, scores, _ = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
+        return rows.scatter(masks), rows.scatter(scores)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        image_embeddings: Tensor | None = None,
+        input_points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        has_box: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        has_mask: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        has_text: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        multimask_output: bool | None = None,
+        refine_steps: int = 0,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SamPromptableOutput:
+        """
+        Args:
+            pixel_values (B, 3, S, S): normalised and padded images, or
+            image_embeddings (B, C, g, g): result of `get_image_embeddings`. Exactly one of the two.
+            input_points (B, P, n, 2): x y in pixels of the padded model frame.
+            point_labels (B, P, n): 1 inside, 0 outside, -1 not a point, -2 absent (padding); default all 1.
+            input_boxes (B, P, 4): x0 y0 x1 y1 in pixels of the padded model frame.
+            input_masks (B, P, 4g, 4g) or (B, 1, 4g, 4g): mask logits of an earlier prediction, one per object or shared.
+            text_embeds (B, P, E): CLIP embeddings (image or text), or
+            input_ids, attention_mask (B, P, L): tokenized text prompts.
+            has_box, has_mask, has_text (B, P): False for objects without this kind of prompt; default: all have it.
+            prompt_mask (B, P): False for objects that only pad the batch. Without any prompt there is one object per image
+                (or, with `labels`, as many as labels).
+            multimask_output: True: three masks for ambiguous prompts. False: the one mask for unambiguous prompts. None:
+                one mask per object, the best of three if it has a single prompt (a point, a box, a text), else the one
+                for unambiguous prompts (SAM, appendix A).
+            refine_steps: so many times, the best mask is fed back as mask prompt.
+            labels (B, P, h, w): target masks in {0, 1}, padded model frame at any resolution. The loss is that of
+                `config.interactive_rounds` rounds; the first uses the prompts given, or one drawn from the label.
+
+        Raises:
+            ValueError: for missing or contradicting inputs.
+        """
+        kwargs.pop("num_items_in_batch", None)  # Trainer sets it
+        image_embeddings, vision_outputs = self.encode_or_reuse(pixel_values, image_embeddings, **kwargs)
+        if input_ids is not None:
+            if text_embeds is not None:
+                raise ValueError("Give text_embeds or input_ids, not both.")
+            text_embeds = self.get_text_embeds(input_ids, attention_mask)
+        prompts = (input_points, input_boxes, input_masks, text_embeds)
+        if prompt_mask is None and all(prompt is None for prompt in prompts):
+            objects = 1 if labels is None else labels.shape[1]
+            prompt_mask = torch.ones(len(image_embeddings), objects, dtype=torch.bool, device=image_embeddings.device)
+        rows = PromptRows.from_inputs(
+            len(image_embeddings),
+            input_boxes=input_boxes,
+            input_points=input_points,
+            point_labels=point_labels,
+            input_masks=input_masks,
+            prompt_mask=prompt_mask,
+            has_box=has_box,
+            has_mask=has_mask,
+            text_embeds=text_embeds,
+            has_text=has_text,
+            prompts_required=False,
+        )
+        terms: dict[str, Any] = {}
+        if labels is None:
+            masks, scores, best = self._predict(image_embeddings, rows, multimask_output, refine_steps)
+        else:
+            terms, decoded = self._loss(image_embeddings, rows, labels)
+            masks, scores, best = select_masks(decoded, rows, multimask_output)
+        return SamPromptableOutput(
+            **terms,
+            pred_masks=rows.scatter(masks),
+            iou_scores=rows.scatter(scores),
+            best_mask_index=rows.scatter(best),
+            image_embeddings=image_embeddings,
+            vision_hidden_states=getattr(vision_outputs, "hidden_states", None),
+            vision_attentions=getattr(vision_outputs, "attentions", None),
+        )
+
+    def _predict(self, image_embeddings, rows: PromptRows, multimask_output: bool | None, refine_steps: int):
+        if refine_steps < 0:
+            raise ValueError(f"refine_steps must be 0 or more, got {refine_steps}.")
+        masks, scores, best = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
+        for _ in range(refine_steps):
+            fed_back = masks[torch.arange(len(rows), device=masks.device), best]
+            rows = replace(rows, masks=fed_back, has_mask=None)
+            masks, scores, best = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
+        return masks, scores, best
+
+    def _loss(self, image_embeddings, rows: PromptRows, labels: Tensor) -> tuple[dict[str, Tensor], RowMasks]:
+        config = self.config
+        generator = None
+        if self.training:
+            if rows.text_embeds is not None:
+                config.text_trained = True
+        else:  # the same prompts in every evaluation
+            generator = torch.Generator(labels.device).manual_seed(0)
+        result = interactive_loss(
+            lambda part: self.decode_rows(image_embeddings, part),
+            rows,
+            rows.gather(labels),
+            image_size=config.vision_config.image_size,
+            num_rounds=config.interactive_rounds,
+            box_noise=config.box_noise,
+            detach_fed_back_masks=config.detach_fed_back_masks,
+            generator=generator,
+        )
+        weight = 0 if rows.empty else 1
+        terms = {"loss": result.loss, "focal_loss": result.focal, "dice_loss": result.dice, "iou_loss": result.iou}
+        decoded = RowMasks(result.pred_masks.detach(), result.iou_scores.detach())
+        return {name: value * weight for name, value in terms.items()}, decoded
+
+
+def select_masks(decoded: RowMasks, rows: PromptRows, multimask_output: bool | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks (R, M, 4g, 4g), scores (R, M) and the best of them (R,), as `multimask_output` of the model's `forward` says."""
+    masks, scores = decoded
+    if multimask_output is None:
+        # one point and its padding point, or one box: two tokens; more are unambiguous
+        penalty = (num_prompt_tokens(rows) - 2.5) * 1000
+        index = torch.cat([scores[:, :1].float() + penalty[:, None], scores[:, 1:].float()], dim=1).argmax(1)
+        chosen = torch.arange(len(masks), device=masks.device)
+        masks, scores = masks[chosen, index][:, None], scores[chosen, index][:, None]
+    else:
+        selected = slice(1, None) if multimask_output else slice(0, 1)
+        masks, scores = masks[:, selected], scores[:, selected]
+    return masks, scores, scores.argmax(1)
+
+
+def num_prompt_tokens(rows: PromptRows) -> Tensor:
+    """Sparse tokens of each row, the padding point of points without a box included; masks do not count. (R,)"""
+    ones = torch.ones(len(rows), dtype=torch.long, device=rows.image_index.device)
+    boxes = ones * 0 if rows.boxes is None else (ones if rows.has_box is None else rows.has_box.long())
+    texts = ones * 0 if rows.text_embeds is None else (ones if rows.has_text is None else rows.has_text.long())
+    points = ones * 0 if rows.point_labels is None else (rows.point_labels != PADDING_LABEL).sum(1)
+    return points + ((points > 0) & (boxes == 0)).long() + 2 * boxes + texts
+
+
+__all__ = ["SamForPromptableSegmentation", "SamPromptableOutput", "num_prompt_tokens", "select_masks"]

@@ -1,0 +1,134 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""What models on top of SAM share: one image encoding, and rows of prompts that are decoded from it."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from ...hub import HubMixin
+from .mask_decoder import SamRowMaskDecoder
+from .prompt_encoder import SamPositionEncoding, SamRowPromptEncoder
+from .prompt_rows import PromptRows
+from .two_way import SharedImage
+
+Result = TypeVar("Result")
+
+
+class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
+    """Base of models with `vision_encoder`, `shared_image_embedding`, `prompt_encoder` and `mask_decoder` of SAM."""
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SamVisionLayer", "SamTwoWayBlock"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = [
+        r"^prompt_encoder\.shared_embedding\.positional_embedding$",  # a second copy of shared_image_embedding
+    ]
+
+    incomplete_checkpoint_hint: ClassVar[str] = ""
+    """What to do instead of loading a checkpoint that lacks weights."""
+
+    vision_encoder: Any
+    shared_image_embedding: SamPositionEncoding
+    prompt_encoder: SamRowPromptEncoder
+    mask_decoder: SamRowMaskDecoder
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, SamPositionEncoding):
+            init.normal_(module.positional_embedding, std=module.scale)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: if weights are missing from the checkpoint: the answers of random weights look like answers.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if pretrained_model_name_or_path is not None and missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is not a complete {cls.__name__} checkpoint: {len(missing)} weights "
+                f"are missing, e.g. {', '.join(missing[:3])}. {cls.incomplete_checkpoint_hint}"
+            )
+        return (model, info) if want_info else model
+
+    def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> (B, C, g, g). Differentiable; the expensive pass, once per image."""
+        return self.encode_or_reuse(pixel_values, None, **kwargs)[0]
+
+    def encode_or_reuse(
+        self, pixel_values: Tensor | None, image_embeddings: Tensor | None, **kwargs
+    ) -> tuple[Tensor, ModelOutput | None]:
+        """Image embeddings from exactly one of the two, and the encoder's output if it ran."""
+        if pixel_values is None and image_embeddings is not None:
+            return image_embeddings.to(self._stream_dtype), None
+        if pixel_values is None or image_embeddings is not None:
+            raise ValueError("Give exactly one of pixel_values and image_embeddings.")
+        outputs = self.vision_encoder(pixel_values.to(self.vision_encoder.dtype), **kwargs)
+        return outputs.last_hidden_state, outputs
+
+    @property
+    def _stream_dtype(self) -> torch.dtype:
+        return self.mask_decoder.iou_token.weight.dtype
+
+    def decode_in_parts(
+        self,
+        image_embeddings: Tensor,
+        rows: PromptRows,
+        decode: Callable[[Tensor, Tensor, PromptRows, SharedImage | None], Result],
+    ) -> list[Result]:
+        """Applies `decode(stream, positions, rows, shared)` to the rows, in one or several parts, in their order.
+
+        With gradients all rows go through at once. Without, image by image and few rows at a time: the image streams
+        of a part stay in the processor's cache, and the first block projects each image once.
+
+        `stream` is (1, S, C) with the no-mask embedding and `shared`, or the raw image of each row (R, S, C).
+        """
+        image_embeddings = image_embeddings.to(self._stream_dtype)
+        positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
+        images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
+        if torch.is_grad_enabled() or self.mask_decoder.config._attn_implementation == "eager":
+            # gradients need all streams anyway, and attention weights are recorded in one piece
+            return [decode(images[rows.image_index], positions, rows, None)]
+        parts = []
+        for index in rows.image_index.unique().tolist():
+            image, shared = images[index : index + 1], None
+            if rows.masks is None:
+                prompted = image + self.prompt_encoder.embed_masks(None)
+                shared = self.mask_decoder.transformer.project_shared(prompted, positions)
+                image = image if shared is None else prompted
+            of_image = (rows.image_index == index).nonzero()[:, 0]
+            for chunk in of_image.split(_rows_per_part(image)):
+                part = rows.select(chunk)
+                stream = image if shared is not None else image.expand(len(part), -1, -1)
+                parts.append(decode(stream, positions, part, shared))
+        return parts
+
+    def encode_prompts(
+        self, stream: Tensor, rows: PromptRows, shared: SharedImage | None, text_tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Stream with the dense prompt embedding, prompt tokens and their mask: what the mask decoder starts from."""
+        tokens, token_mask = self.prompt_encoder(self.shared_image_embedding, rows, text_tokens)
+        if shared is None:
+            stream = stream + self.prompt_encoder.embed_masks(rows.masks, rows.has_mask)
+        return stream, tokens, token_mask
+
+
+def _rows_per_part(image: Tensor) -> int:
+    """Rows whose image streams are worked on together: about 8 MiB on a CPU (cache), 512 MiB elsewhere."""
+    budget = 2**23 if image.device.type == "cpu" else 2**29
+    return max(1, budget // (image[0].numel() * image.element_size()))
+
+
+__all__ = ["SamRegionPreTrainedModel"]

@@ -1,0 +1,159 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""What pipelines on SAM-based models share: the prompts of an item, batches of ragged prompts, everything mode."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..everything import Encoded, GeneratorSettings, MaskProposals, generate_masks
+from ..images import load_image
+from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts
+from .base import PromptedImagePipeline, pad_prompts, show_progress
+
+# What fills up the prompts of images that have fewer than others of their batch.
+_PADDING = {
+    "input_boxes": 0.0,
+    "input_points": 0.0,
+    "point_labels": PADDING_LABEL,
+    "input_masks": 0.0,
+    "input_ids": 0,
+    "attention_mask": 0,
+    "has_box": False,
+    "has_mask": False,
+    "has_text": False,
+    "prompt_mask": False,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """All of an item but its pixels.
+
+    Attributes:
+        original_size, reshaped_size: (height, width) of the image in pixels, and in the model frame.
+        prompts: None for everything mode, or for text alone.
+        model_prompts: prompts in the model frame, each (1, P, ...); empty for everything mode.
+        image: (H, W, 3) uint8, in everything mode, which looks at crops of it.
+    """
+
+    original_size: tuple[int, int]
+    reshaped_size: tuple[int, int]
+    prompts: RegionPrompts | None
+    model_prompts: dict[str, torch.Tensor]
+    image: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        return self.model_prompts["prompt_mask"].shape[1] if self.model_prompts else 0
+
+
+class RegionPipeline(PromptedImagePipeline):
+    """Base of pipelines whose prompts name regions; without a prompt they look for everything."""
+
+    def read(self, item: Any, timeout: float | None = None, **call_prompts: Any) -> dict[str, Any]:
+        image, given = self.split_item(item, call_prompts)
+        image = load_image(image, timeout=timeout)
+        inputs = self.processor(images=image, return_tensors="pt")
+        original_size = (image.height, image.width)
+        height, width = inputs["reshaped_input_sizes"][0].tolist()
+        text = given.pop("text", None)
+        parsed = parse_prompts(
+            [original_size],
+            **given,
+            low_res_mask_size=self.processor.low_res_mask_size,
+            mixed=self.processor.mixed_prompts,
+        )
+        model_prompts: dict[str, torch.Tensor] = {}
+        if parsed is not None:
+            model_prompts = self.processor.prompts_to_model_inputs(parsed, [original_size], [(height, width)])
+            if "input_masks" in model_prompts:  # one mask for all prompts is written out: batches pad with empty ones
+                model_prompts["input_masks"] = model_prompts["input_masks"].expand(-1, parsed.counts[0], -1, -1)
+        if text is not None:
+            model_prompts |= self.processor.text_to_model_inputs(text, 1, model_prompts.get("prompt_mask"))
+        pixels = None if model_prompts else np.asarray(image)
+        request = Request(original_size, (height, width), parsed, model_prompts, pixels)
+        return {"pixel_values": inputs["pixel_values"], "request": request}
+
+    @staticmethod
+    def grouped(requests: Sequence[Request]) -> Iterator[tuple[set[str], list[int]]]:
+        """Kinds and indices of the requests that go through the model together: those with prompts of the same kinds."""
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            if request.count:
+                groups[tuple(sorted(request.model_prompts))].append(index)
+        for kinds, indices in groups.items():
+            yield set(kinds), indices
+
+    @staticmethod
+    def padded_prompts(requests: Sequence[Request], device: torch.device) -> dict[str, torch.Tensor]:
+        """Prompts of several requests of the same kinds as one batch."""
+        return {
+            name: pad_prompts([request.model_prompts[name] for request in requests], value).to(device)
+            for name, value in _PADDING.items()
+            if name in requests[0].model_prompts
+        }
+
+    def propose(
+        self,
+        embedding: torch.Tensor,
+        request: Request,
+        defaults: Mapping[str, Any] | None,
+        settings: Mapping[str, Any] | None,
+        progress: bool,
+    ) -> MaskProposals:
+        """Everything mode: the good masks of all points of a grid.
+
+        Args:
+            embedding: (1, C, g, g) of the whole image.
+            defaults: generator settings of the model; `settings` of the call win.
+        """
+        device = embedding.device
+        if request.image is None:
+            raise ValueError("Everything mode needs the image, which a request with prompts does not keep.")
+
+        def segmenter(crop_embedding: torch.Tensor, reshaped_size: tuple[int, int]) -> Encoded:
+            def segment(points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return self.model.segment(
+                    crop_embedding, input_points=points.to(device), point_labels=labels.to(device)
+                )
+
+            return segment, reshaped_size
+
+        def encode_crop(crop: np.ndarray) -> Encoded:
+            inputs = self.processor(images=crop, return_tensors="pt")
+            height, width = inputs["reshaped_input_sizes"][0].tolist()
+            pixel_values = inputs["pixel_values"].to(device, self.dtype)
+            return segmenter(self.model.get_image_embeddings(pixel_values), (height, width))
+
+        return generate_masks(
+            request.image,
+            encode_crop,
+            image_size=self.model.config.vision_config.image_size,
+            settings=GeneratorSettings.from_dicts(defaults, settings),
+            whole=segmenter(embedding, request.reshaped_size),
+            progress=show_progress(progress),
+        )
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """
+    Raises:
+        TypeError: an argument that is not among the known ones, with the nearest of them.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean `{close[0]}`?" if close else "."
+            raise TypeError(f"`{name}` is no argument of {owner}{hint}")
+
+
+__all__ = ["RegionPipeline", "Request", "refuse_unknown"]
