@@ -13,7 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import is_torchvision_available
 
 if TYPE_CHECKING:
-    from hf_segcap import SamCaptionConfig, SamCaptionForRegionCaptioning, SamCaptionProcessor
+    from hf_segcap import (
+        SamCaptionConfig,
+        SamCaptionForRegionCaptioning,
+        SamCaptionProcessor,
+        SamForPromptableSegmentation,
+        SamPromptableConfig,
+        SamPromptableProcessor,
+    )
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 8
@@ -35,6 +42,33 @@ WORDS = (
 VOCABULARY = [END_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN, *WORDS.split()]
 
 _WIDTH = 32
+_SAM_PARTS: dict[str, dict[str, Any]] = {
+    "vision_config": {
+        "hidden_size": 24,
+        "output_channels": _WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "mlp_dim": 48,
+        "num_pos_feats": _WIDTH // 2,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+    },
+    "prompt_encoder_config": {
+        "hidden_size": _WIDTH,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "mask_input_channels": 8,
+    },
+    "mask_decoder_config": {
+        "hidden_size": _WIDTH,
+        "num_attention_heads": 4,
+        "mlp_dim": 40,
+        "num_hidden_layers": 2,
+        "iou_head_hidden_dim": 24,
+    },
+}
 _TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": _WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}
     | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
@@ -83,32 +117,12 @@ def tiny_sam_caption_config(
     from hf_segcap import SamCaptionConfig
 
     return SamCaptionConfig(
-        vision_config={
-            "hidden_size": 24,
-            "output_channels": _WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "image_size": IMAGE_SIZE,
-            "patch_size": PATCH_SIZE,
-            "mlp_dim": 48,
-            "num_pos_feats": _WIDTH // 2,
-            "window_size": 3,
-            "global_attn_indexes": [1],
-        },
-        prompt_encoder_config={
-            "hidden_size": _WIDTH,
-            "image_size": IMAGE_SIZE,
-            "patch_size": PATCH_SIZE,
-            "mask_input_channels": 8,
-        },
+        vision_config=_SAM_PARTS["vision_config"],
+        prompt_encoder_config=_SAM_PARTS["prompt_encoder_config"],
         mask_caption_decoder_config={
-            "hidden_size": _WIDTH,
-            "num_attention_heads": 4,
-            "mlp_dim": 40,
-            "num_hidden_layers": 2,
+            **_SAM_PARTS["mask_decoder_config"],
             "additional_num_hidden_layers": 2,
             "num_caption_tokens": 4,
-            "iou_head_hidden_dim": 24,
             **(decoder_config or {}),
         },
         text_config=tiny_text_config(text, **(text_config or {})),
@@ -124,18 +138,71 @@ def tiny_sam_caption(text: str = "gpt2", seed: int = 0, **kwargs: Any) -> SamCap
     return SamCaptionForRegionCaptioning(tiny_sam_caption_config(text, **kwargs)).eval()
 
 
-def tiny_tokenizer(*, pad_token: bool = True, add_bos: bool = False) -> PreTrainedTokenizerFast:
+def tiny_clip_text_config(width: int = 20) -> dict[str, Any]:
+    """The configuration of a two-layer CLIP text model over `VOCABULARY` with embeddings of `width` numbers."""
+    return {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "projection_dim": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "bos_token_id": END_ID,
+        "eos_token_id": END_ID,
+        "pad_token_id": PAD_ID,
+    }
+
+
+def tiny_sam_promptable_config(*, text: bool = False, **overrides: Any) -> SamPromptableConfig:
+    """A SAM configuration with the sizes of `tiny_sam_caption_config`; `text` adds a tiny CLIP text model.
+
+    `overrides` are fields of the configuration, or fields of its parts as dicts (`mask_decoder_config={...}`).
+    """
+    from hf_segcap import SamPromptableConfig
+
+    parts = {name: {**fields, **overrides.pop(name, {})} for name, fields in _SAM_PARTS.items()}
+    if text:
+        parts["text_config"] = tiny_clip_text_config()
+    return SamPromptableConfig(**parts, **overrides)
+
+
+def tiny_sam_promptable(seed: int = 0, spread: float | None = None, **kwargs: Any) -> SamForPromptableSegmentation:
+    """A random `SamForPromptableSegmentation` in eval mode; `kwargs` go to `tiny_sam_promptable_config`.
+
+    `spread`: standard deviation of every parameter but those of norms, so that masks depend much on prompts.
+    """
+    from hf_segcap import SamForPromptableSegmentation
+
+    torch.manual_seed(seed)
+    model = SamForPromptableSegmentation(tiny_sam_promptable_config(**kwargs)).eval()
+    if spread is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" not in name:
+                    parameter.normal_(0, spread)
+    return model
+
+
+def tiny_sam_processor(*, text: bool = False) -> SamPromptableProcessor:
+    """A `SamPromptableProcessor` that fits `tiny_sam_promptable`; `text` gives it a tokenizer."""
+    from hf_segcap import SamPromptableProcessor
+
+    return SamPromptableProcessor(tiny_image_processor(), tiny_tokenizer(add_end=True) if text else None)
+
+
+def tiny_tokenizer(*, pad_token: bool = True, add_bos: bool = False, add_end: bool = False) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over `VOCABULARY`.
 
     It adds no end token by itself, as GPT-2's; `pad_token=False` leaves the pad token undefined, as GPT-2's;
-    `add_bos=True` starts every text with the end token, as LLaMA tokenizers start with theirs.
+    `add_bos=True` starts every text with the end token, as LLaMA tokenizers start with theirs; `add_end=True` ends every
+    text with it, as CLIP's.
     """
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCABULARY)}, unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if add_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{END_TOKEN} $A", special_tokens=[(END_TOKEN, END_ID)]
-        )
+    if add_bos or add_end:
+        template = f"{END_TOKEN if add_bos else ''} $A {END_TOKEN if add_end else ''}".strip()
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[(END_TOKEN, END_ID)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_TOKEN,

@@ -45,6 +45,16 @@ def test_rows_have_the_common_format(folder):
     assert list(rows.texts()) == ["a red cup", "a cup", "a dog"]
 
 
+def test_a_mask_alone_is_a_region(folder):
+    mask = np.zeros((44, 60), np.uint8)
+    mask[5:9, 10:30] = 1
+    row = RegionFolder(folder({"image": "a.png", "regions": [{"mask": encode_rle(mask)}]}))[0]
+    assert row["regions"][0]["box"] == [10, 5, 30, 9] and row["regions"][0]["phrases"] == []
+    for damaged, message in (({"size": [44, 60], "counts": "~~"}, "RLE"), (encode_rle(mask * 0), "empty")):
+        with pytest.raises(ValueError, match=f"line 1, region 0: .*{message}"):
+            RegionFolder(folder({"image": "a.png", "regions": [{"mask": damaged}]}))
+
+
 def test_rows_go_through_the_collator(folder):
     batch = RegionCollator(tiny_processor())([RegionFolder(folder(GOOD))[0]])
     assert batch["prompt_mask"].tolist() == [[True]] and batch["task"].tolist() == [1]

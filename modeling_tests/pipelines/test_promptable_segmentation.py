@@ -47,7 +47,9 @@ def test_results_describe_their_mask():
 
 def test_objects_with_different_prompts_in_one_call():
     pipe = segmenter()
-    mixed = pipe(IMAGE, boxes=[BOX, None, BOX], points=[[], [POINT, [30.0, 40.0]], [POINT]], point_labels=[[], [1, 0], [1]])
+    mixed = pipe(
+        IMAGE, boxes=[BOX, None, BOX], points=[[], [POINT, [30.0, 40.0]], [POINT]], point_labels=[[], [1, 0], [1]]
+    )
     alone = [
         *pipe(IMAGE, boxes=BOX),
         *pipe(IMAGE, points=[[POINT, [30.0, 40.0]]], point_labels=[[1, 0]]),

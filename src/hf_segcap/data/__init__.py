@@ -4,7 +4,16 @@
 from .augmentation import LargeScaleJitter
 from .collator import RegionCollator
 from .folder import RegionFolder
+from .mask_collator import MaskCollator
 from .sources import MixedRows, load_source
 from .visual_genome import VisualGenomeRegions
 
-__all__ = ["LargeScaleJitter", "MixedRows", "RegionCollator", "RegionFolder", "VisualGenomeRegions", "load_source"]
+__all__ = [
+    "LargeScaleJitter",
+    "MaskCollator",
+    "MixedRows",
+    "RegionCollator",
+    "RegionFolder",
+    "VisualGenomeRegions",
+    "load_source",
+]

@@ -1,23 +1,20 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Rows of region data -> one padded batch for the models (SCA, CVPR 2024, data pipeline)."""
+"""Rows of region data -> one padded batch for the models that describe regions (SCA, CVPR 2024, data pipeline)."""
 
 from __future__ import annotations
 
-import copy
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
-from ..images import load_image
 from ..masks import decode_rle
 from ..models.sam_caption.configuration_sam_caption import TASKS
-from ..prompts import RegionPrompts, masks_to_low_res_logits, scale_prompts
+from ..prompts import RegionPrompts, scale_prompts
 from .augmentation import LargeScaleJitter
+from .row_collator import RowCollator, check_prompt_kinds, masks_to_frame
 from .sources import check_box
 
 if TYPE_CHECKING:
@@ -42,7 +39,7 @@ class _Sample:
         return self.image.shape[0], self.image.shape[1]
 
 
-class RegionCollator:
+class RegionCollator(RowCollator):
     """Turns rows (`{image, image_id, regions: [{box, phrases, mask}]}`) into the keyword arguments of the model.
 
     Training: the image is jittered if asked, boxes are clipped to it, those with a side of at most 1e-5 pixels are
@@ -98,34 +95,16 @@ class RegionCollator:
                 "large-scale jitter changes every image, so features stored once per image cannot be used with it: "
                 "drop either augmentation or features"
             )
-        self.processor = processor
+        super().__init__(processor, augmentation, train, seed)
         self.max_regions = max_regions
-        self.augmentation = augmentation
-        self.train = train
         self.with_masks = with_masks
-        self.prompt_kinds = _check_prompt_kinds({"box": 1.0} if prompt_kinds is None else prompt_kinds)
+        self.prompt_kinds = check_prompt_kinds({"box": 1.0} if prompt_kinds is None else prompt_kinds, PROMPT_KINDS)
         self.features = features
         self.task = task
         _task_index(task, "the collator's task")
-        self.seed = seed
-        self._calls = 0
-        # In shared memory: workers that outlive an epoch must see the next one.
-        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the draws a function of (seed, epoch, batch content): call it before each epoch."""
-        self._epoch.fill_(epoch)
-
-    def for_evaluation(self) -> RegionCollator:
-        """A copy of this collator that follows the evaluation rules."""
-        other = copy.copy(self)
-        other.train = False
-        return other
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        if len(rows) == 0:
-            raise ValueError("the collator got an empty list of rows, expected at least one")
-        rng = self._generator(rows)
+        rng = self.generator(rows)
         kinds = list(self.prompt_kinds)
         kind = kinds[int(rng.choice(len(kinds), p=list(self.prompt_kinds.values())))]
         samples = [self._sample(index, row, kind, rng) for index, row in enumerate(rows)]
@@ -147,18 +126,8 @@ class RegionCollator:
             batch["target_masks"] = self._target_masks(samples, prompt_mask, reshaped_sizes)
         return batch
 
-    def _generator(self, rows: Sequence[Mapping[str, Any]]) -> np.random.Generator:
-        epoch = int(self._epoch) if self.train else 0
-        if epoch < 0:
-            worker = get_worker_info()
-            self._calls += 1
-            return np.random.default_rng([self.seed, 0 if worker is None else worker.seed, self._calls])
-        content = [(row.get("image_id"), [region["box"] for region in row["regions"]]) for row in rows]
-        return np.random.default_rng([self.seed, epoch, zlib.crc32(str(content).encode())])
-
     def _sample(self, index: int, row: Mapping[str, Any], kind: str, rng: np.random.Generator) -> _Sample:
-        name = f"row {index} of the batch (image_id={row.get('image_id')})"
-        image = np.array(load_image(row["image"], name=name))
+        name, image, transform = self.open_image(index, row, rng)
         regions = list(row["regions"])
         boxes = np.array(
             [check_box(region["box"], f"{name}, region {i}") for i, region in enumerate(regions)]
@@ -167,9 +136,7 @@ class RegionCollator:
         kept = list(range(len(regions)))
         masks_needed = self.with_masks or "point" in self.prompt_kinds
 
-        transform = None
-        if self.train and self.augmentation is not None:
-            transform = self.augmentation.draw((image.shape[0], image.shape[1]), rng)
+        if transform is not None:
             image = transform.apply_image(image)
             # Boxes of integer data sets are truncated by the official jitter, others keep their fractions.
             boxes = transform.apply_boxes(boxes.astype(np.int64) if (boxes == np.rint(boxes)).all() else boxes)
@@ -241,23 +208,13 @@ class RegionCollator:
     ) -> torch.Tensor:
         image_processor = self.processor.image_processor
         frame, side = image_processor.pad_size["height"], image_processor.mask_pad_size["height"]
-        masks, known = [], torch.zeros_like(prompt_mask)
+        targets = torch.full((*prompt_mask.shape, side, side), float("nan"))
         for i, sample in enumerate(samples):
-            nothing = np.zeros(sample.size, dtype=bool)
-            stack = np.stack([nothing if mask is None else mask for mask in sample.masks] or [nothing])
-            masks.append(torch.from_numpy(stack))
-            # A region whose mask was cropped away has nothing to learn from, like one without a mask.
-            known[i, : len(sample.masks)] = torch.from_numpy(stack.any((1, 2)))[: len(sample.masks)]
-        prompts = RegionPrompts(None, None, None, masks, prompt_mask, [len(sample.masks) for sample in samples])
-        targets = (masks_to_low_res_logits(prompts, reshaped_sizes, frame, side) > 0).float()
-        return targets.masked_fill(~known[..., None, None], float("nan"))
-
-
-def _check_prompt_kinds(kinds: Mapping[str, float]) -> dict[str, float]:
-    total = float(sum(kinds.values()))
-    if set(kinds) - set(PROMPT_KINDS) or total <= 0 or min(kinds.values()) < 0:
-        raise ValueError(f"prompt_kinds must give probabilities for {PROMPT_KINDS}, got {dict(kinds)}")
-    return {kind: value / total for kind, value in kinds.items() if value > 0}
+            for j, mask in enumerate(sample.masks):
+                # A region whose mask was cropped away has nothing to learn from, like one without a mask.
+                if mask is not None and mask.any():
+                    targets[i, j] = torch.from_numpy(masks_to_frame(mask, reshaped_sizes[i], frame, side) > 0.5)
+        return targets
 
 
 def _task_index(task: str, name: str) -> int:

@@ -12,7 +12,8 @@ with one line per image (shown on several lines here):
  "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat", "a cat asleep"]},
              {"box": [210, 40, 300, 120], "phrase": "a red cup"}]}
 ```
-`box` is x0, y0, x1, y1 in pixels of the upright image. Optional: `mask` (COCO run-length code), `category` per region;
+`box` is x0, y0, x1, y1 in pixels of the upright image. Optional: `mask` (COCO run-length code), `category` per region; a
+region with a mask needs neither box (the one around the mask is taken) nor phrases, which only captioning uses. Also
 `image_id`, `caption`, `task` ("caption" or "recognition") per image.
 """
 
@@ -22,6 +23,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..masks import MaskRuns
 from .sources import StoredRows, check_box
 
 _EXAMPLE = '{"image": "images/cat.jpg", "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat"]}]}'
@@ -81,16 +83,27 @@ def _parse_line(line: str, where: str, root: Path, index: int) -> dict[str, Any]
 def _parse_region(region: Any, where: str) -> dict[str, Any]:
     if not isinstance(region, dict):
         raise ValueError(f'{where}: expected an object with "box" and "phrases", got {region!r}')
-    phrases = [region["phrase"]] if "phrase" in region else region.get("phrases")
-    if not isinstance(phrases, list) or not phrases or not all(isinstance(text, str) for text in phrases):
+    mask = region.get("mask")
+    if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
+        raise ValueError(f'{where}: expected a "mask" of the form {{"size": [h, w], "counts": ...}}, got {mask!r}')
+    phrases = [region["phrase"]] if "phrase" in region else region.get("phrases", [] if mask else None)
+    if not isinstance(phrases, list) or not (phrases or mask) or not all(isinstance(text, str) for text in phrases):
         raise ValueError(f'{where}: expected "phrases" (a list of texts) or "phrase" (a text), got {phrases!r}')
-    box = check_box(region.get("box"), where)
+    box = check_box(_box_around(mask, where) if mask and "box" not in region else region.get("box"), where)
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(
             f"{where}: the box {box.tolist()} is empty or inverted, expected x0 < x1 and y0 < y1 (two corners, not width "
             "and height)"
         )
-    mask = region.get("mask")
-    if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
-        raise ValueError(f'{where}: expected a "mask" of the form {{"size": [h, w], "counts": ...}}, got {mask!r}')
     return {"box": box.tolist(), "phrases": phrases, "mask": mask, "category": region.get("category")}
+
+
+def _box_around(mask: dict[str, Any], where: str) -> list[int]:
+    try:
+        runs = MaskRuns.from_rles([mask])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not runs.areas()[0]:
+        raise ValueError(f"{where}: the mask is empty, expected at least one pixel")
+    x0, y0, x1, y1 = runs.boxes()[0].tolist()
+    return [x0, y0, x1 + 1, y1 + 1]

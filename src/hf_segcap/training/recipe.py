@@ -3,7 +3,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,10 +24,11 @@ class ModelSection:
     """Where the model comes from: exactly one of `from_pretrained`, `from_sam` (with `language_model`), `config`.
 
     Attributes:
-        from_pretrained: folder or Hub id of a SamCaption checkpoint.
-        from_sam: folder or Hub id of a SAM checkpoint to start a new training from.
+        from_pretrained: folder or Hub id of a checkpoint: SamCaption, or (promptable-segmentation) any SAM.
+        from_sam: region-captioning: folder or Hub id of a SAM checkpoint to start a new training from.
         language_model: folder or Hub id of any causal language model, with `from_sam`.
-        config: fields of `SamCaptionConfig` for a model from scratch; with `from_sam`, fields to change.
+        config: fields of the model's configuration for a model from scratch; fields to change with `from_sam` and, for
+            promptable-segmentation, with `from_pretrained`.
         dtype: of the weights, "float32" or "bfloat16", whatever the checkpoint has. Mixed precision is `training: fp16`.
     """
 
@@ -68,7 +69,8 @@ class DataSection:
 @strict
 @dataclass(kw_only=True)
 class LoraSection:
-    """LoRA on the language model; `target_modules` defaults to the model's `lora_target_modules`."""
+    """LoRA on the language model (promptable-segmentation: on the image encoder); `target_modules` defaults to the
+    model's `lora_target_modules`."""
 
     r: int = 8
     alpha: int = 16
@@ -79,10 +81,36 @@ class LoraSection:
 @strict
 @dataclass(kw_only=True)
 class CollatorSection:
+    """Of region-captioning: arguments of `RegionCollator`."""
+
     max_regions: int | None = 16
     with_masks: bool = False
     prompt_kinds: dict[str, float | int] | None = None
     task: str = "caption"
+
+
+@strict
+@dataclass(kw_only=True)
+class MaskCollatorSection:
+    """Of promptable-segmentation: arguments of `MaskCollator`."""
+
+    max_masks: int | None = 64
+    label_size: int | None = None
+    max_area: float | int = 0.9
+    min_area: int = 1
+    prompt_kinds: dict[str, float | int] | None = None
+    box_noise: str = "normal"
+
+
+@strict
+@dataclass(kw_only=True)
+class TextSection:
+    """Text prompts for promptable-segmentation (SAM, section 7.5): `clip` is a folder or Hub id of a CLIP model, the rest
+    are arguments of `MaskCropEmbedder`."""
+
+    clip: str
+    min_area: int = 10000
+    zero_background: float | int = 0.5
 
 
 @strict
@@ -108,25 +136,34 @@ class Recipe:
     """A complete training run.
 
     Attributes:
-        model, tokenizer, data, collator, evaluation: sections, see their classes.
-        freeze: what is trained: "text_mixer" (the paper), "text_mixer+lora" or "all".
-        lora: with "text_mixer+lora".
+        task: "region-captioning" or "promptable-segmentation".
+        model, tokenizer, data, collator, text, evaluation: sections, see their classes.
+        freeze: what is trained, a policy of the model's `freeze_for`. Region-captioning: "text_mixer" (the paper, default),
+            "text_mixer+lora" or "all"; promptable-segmentation: "all" (the paper, default), "decoder" or "decoder+lora".
+        lora: with a policy that has "+lora".
         large_scale_jitter: the augmentation of the paper, or absent.
-        frozen_features: folder of the feature cache: each image is encoded once; not together with the jitter.
+        frozen_features: region-captioning: folder of the feature cache: each image is encoded once; not together with the
+            jitter.
+        layer_decay: factor of the learning rate from each block of the image encoder to the one before it, or absent.
+        lr_drop_steps: steps at which the learning rate is divided by 10; after the warm-up it is constant otherwise.
         training: keyword arguments of `transformers.TrainingArguments`.
-        generation: keyword arguments of the saved `GenerationConfig`, also used in the evaluation.
+        generation: region-captioning: keyword arguments of the saved `GenerationConfig`, also used in the evaluation.
         save_dtype: of the saved weights (default: as trained).
         seed: of everything.
     """
 
     model: ModelSection
     data: DataSection
+    task: str = "region-captioning"
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
-    freeze: str = "text_mixer"
+    text: TextSection | None = None
+    freeze: str | None = None
     lora: LoraSection | None = None
-    collator: CollatorSection = field(default_factory=CollatorSection)
+    collator: CollatorSection | MaskCollatorSection | None = None
     large_scale_jitter: JitterSection | None = None
     frozen_features: str | None = None
+    layer_decay: float | int | None = None
+    lr_drop_steps: list[int] | None = None
     training: dict = field(default_factory=dict)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     generation: dict = field(default_factory=dict)
@@ -137,39 +174,89 @@ class Recipe:
     reserved_arguments: ClassVar[tuple[str, ...]] = ("output_dir", "seed", "remove_unused_columns", "label_names")
 
     def __post_init__(self) -> None:
-        model, tokenizer = self.model, self.tokenizer
-        given = [name for name in ("from_pretrained", "from_sam") if getattr(model, name)]
-        if len(given) > 1 or (not given and not model.config):
-            raise ValueError(f"model: expected one of from_pretrained, from_sam, config, got {given or 'none'}")
-        if bool(model.from_sam) != bool(model.language_model):
-            raise ValueError("model: from_sam and language_model are given together or not at all")
-        if model.from_pretrained and model.config:
-            raise ValueError("model: config cannot be changed with from_pretrained, remove it")
-        for name in (model.dtype, self.save_dtype):
+        rules = _rules(self.task)
+        if self.freeze is None:
+            self.freeze = rules.freeze
+        if self.collator is None:
+            self.collator = rules.collator()
+        if not isinstance(self.collator, rules.collator):
+            raise ValueError(f"collator: {self.task} takes a {rules.collator.__name__}")
+        for name in (self.model.dtype, self.save_dtype):
             if name is not None and name not in DTYPES:
                 raise ValueError(f"unknown dtype {name!r}, expected one of {sorted(DTYPES)}")
-        if model.dtype == "float16":
+        if self.model.dtype == "float16":
             raise ValueError(
                 "model: dtype: float16 weights cannot be trained (small updates are rounded away), use float32, and "
                 "training: fp16: true for mixed precision"
             )
-        if tokenizer.train and (tokenizer.from_pretrained or given):
-            raise ValueError("tokenizer: train is for models from scratch (model: config), without from_pretrained")
-        if not given and not (tokenizer.train or tokenizer.from_pretrained):
-            raise ValueError("tokenizer: a model from scratch needs train or from_pretrained")
-        if (self.freeze == "text_mixer+lora") != (self.lora is not None):
-            raise ValueError(
-                f'lora goes with freeze: "text_mixer+lora", got freeze: {self.freeze!r}, lora: {self.lora}'
-            )
-        if self.large_scale_jitter and self.frozen_features:
-            raise ValueError(
-                "large_scale_jitter changes every image, so frozen_features (each image encoded once) cannot be used "
-                "with it: remove one of them"
-            )
+        rules.check(self)
+        if self.freeze.endswith("+lora") != (self.lora is not None):
+            raise ValueError(f'lora goes with freeze: "{rules.lora}", got freeze: {self.freeze!r}, lora: {self.lora}')
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.lr_drop_steps is not None and "lr_scheduler_type" in self.training:
+            raise ValueError("lr_drop_steps is a schedule of its own: remove training: lr_scheduler_type")
         if not self.data.train:
             raise ValueError("data: train is empty, expected at least one source")
         allowed = {f.name for f in dataclasses.fields(TrainingArguments) if f.init} - set(self.reserved_arguments)
         _refuse_unknown(self.training, allowed, "training")
+
+
+def _check_captioning(recipe: Recipe) -> None:
+    model, tokenizer = recipe.model, recipe.tokenizer
+    given = [name for name in ("from_pretrained", "from_sam") if getattr(model, name)]
+    if len(given) > 1 or (not given and not model.config):
+        raise ValueError(f"model: expected one of from_pretrained, from_sam, config, got {given or 'none'}")
+    if bool(model.from_sam) != bool(model.language_model):
+        raise ValueError("model: from_sam and language_model are given together or not at all")
+    if model.from_pretrained and model.config:
+        raise ValueError("model: config cannot be changed with from_pretrained, remove it")
+    if tokenizer.train and (tokenizer.from_pretrained or given):
+        raise ValueError("tokenizer: train is for models from scratch (model: config), without from_pretrained")
+    if not given and not (tokenizer.train or tokenizer.from_pretrained):
+        raise ValueError("tokenizer: a model from scratch needs train or from_pretrained")
+    if recipe.large_scale_jitter and recipe.frozen_features:
+        raise ValueError(
+            "large_scale_jitter changes every image, so frozen_features (each image encoded once) cannot be used "
+            "with it: remove one of them"
+        )
+    if recipe.text is not None:
+        raise ValueError("text: is for promptable-segmentation, remove it")
+
+
+def _check_segmentation(recipe: Recipe) -> None:
+    if recipe.model.from_sam or recipe.model.language_model:
+        raise ValueError(
+            "model: promptable-segmentation starts from from_pretrained (any SAM checkpoint) or from config"
+        )
+    if not recipe.model.from_pretrained and not recipe.model.config:
+        raise ValueError("model: expected one of from_pretrained, config, got none")
+    if recipe.tokenizer != TokenizerSection():
+        raise ValueError("tokenizer: promptable-segmentation takes the one of the CLIP model (text: clip), remove it")
+    if recipe.frozen_features or recipe.generation:
+        raise ValueError("frozen_features and generation are for region-captioning, remove them")
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What a task does with the sections: its collator's, its default policy, the one with LoRA, its checks."""
+
+    collator: type
+    freeze: str
+    lora: str
+    check: Callable[[Recipe], None]
+
+
+_TASKS = {
+    "region-captioning": _Rules(CollatorSection, "text_mixer", "text_mixer+lora", _check_captioning),
+    "promptable-segmentation": _Rules(MaskCollatorSection, "all", "decoder+lora", _check_segmentation),
+}
+
+
+def _rules(task: Any) -> _Rules:
+    if task not in _TASKS:
+        raise ValueError(f"task: unknown task {task!r}, expected one of {sorted(_TASKS)}")
+    return _TASKS[task]
 
 
 class _Loader(yaml.SafeLoader):
@@ -255,7 +342,7 @@ _SECTIONS: dict[tuple[type, str], type] = {
     (Recipe, "tokenizer"): TokenizerSection,
     (Recipe, "data"): DataSection,
     (Recipe, "lora"): LoraSection,
-    (Recipe, "collator"): CollatorSection,
+    (Recipe, "text"): TextSection,
     (Recipe, "large_scale_jitter"): JitterSection,
     (Recipe, "evaluation"): EvaluationSection,
     (DataSection, "train"): SourceSection,
@@ -271,6 +358,8 @@ def _build(cls: type, content: Any, where: str) -> Any:
     values = {}
     for key, value in content.items():
         section = _SECTIONS.get((cls, key))
+        if (cls, key) == (Recipe, "collator"):
+            section = _rules(content.get("task", Recipe.task)).collator
         if section is not None and isinstance(value, list):
             value = [_build(section, item, f"{where}.{key}[{i}]") for i, item in enumerate(value)]
         elif section is not None and value is not None:

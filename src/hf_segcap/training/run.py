@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,17 +10,15 @@ from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
-from transformers import AutoModelForCausalLM, AutoTokenizer, SamModel, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..data.augmentation import LargeScaleJitter
-from ..data.collator import RegionCollator
-from ..data.sources import MixedRows, iter_texts, load_source
+from ..data.sources import MixedRows, load_source
 from .features import FeatureCache
 from .recipe import DTYPES, Recipe, SourceSection, dump_recipe, load_recipe
-from .tokenizer import train_tokenizer
-from .trainer import SegCapTrainer, caption_metrics
+from .tasks import TASKS
+from .trainer import SegCapTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -65,35 +62,24 @@ def train(
     arguments = _training_arguments(parsed, output)
     train_rows = _load_rows(parsed.data.train, parsed.seed)
     eval_rows = _evaluation_rows(parsed)
+    task = TASKS[parsed.task]
     model, processor = build_model(parsed, train_rows)
     trained = _with_lora(model, parsed)
 
     features = None
     if parsed.frozen_features:
         features = _build_features(parsed, model, processor, [train_rows, eval_rows], arguments)
-    augmentation = None
-    if parsed.large_scale_jitter is not None:
-        augmentation = LargeScaleJitter(
-            model.config.vision_config.image_size, **dataclasses.asdict(parsed.large_scale_jitter)
-        )
-    collator = RegionCollator(
-        processor,
-        max_regions=parsed.collator.max_regions,
-        augmentation=augmentation,
-        with_masks=parsed.collator.with_masks,
-        prompt_kinds=parsed.collator.prompt_kinds,
-        features=features,
-        task=parsed.collator.task,
-        seed=parsed.seed,
-    )
     trainer = SegCapTrainer(
         model=trained,
         args=arguments,
-        data_collator=collator,
-        processing_class=processor,
+        data_collator=task.collator(parsed, model, processor, features),
+        # Trainer takes special tokens from a processor, and fails where there is no tokenizer
+        processing_class=processor if processor.tokenizer is not None else processor.image_processor,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        compute_metrics=caption_metrics(processor) if eval_rows is not None and parsed.evaluation.generate else None,
+        compute_metrics=None if eval_rows is None else task.metrics(parsed, processor),
+        layer_decay=parsed.layer_decay,
+        lr_drop_steps=parsed.lr_drop_steps,
     )
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     if eval_rows is not None:
@@ -113,36 +99,8 @@ def build_model(recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         recipe: see [`Recipe`].
         train_rows: the data whose captions a new tokenizer is learnt from.
     """
-    from ..models.sam_caption.configuration_sam_caption import SamCaptionConfig
-    from ..models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
-    from ..models.sam_caption.processing_sam_caption import SamCaptionProcessor, sam_image_processor
-
-    section, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    if section.from_pretrained:
-        model = SamCaptionForRegionCaptioning.from_pretrained(section.from_pretrained, dtype=dtype)
-        processor = SamCaptionProcessor.from_pretrained(section.from_pretrained)
-        if recipe.tokenizer.from_pretrained:
-            tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained)
-            processor = SamCaptionProcessor(processor.image_processor, tokenizer)
-    elif section.from_sam:
-        model = SamCaptionForRegionCaptioning.from_sam_and_language_model(
-            SamModel.from_pretrained(section.from_sam, dtype=dtype),
-            AutoModelForCausalLM.from_pretrained(str(section.language_model), dtype=dtype),
-            **(section.config or {}),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained or section.language_model)
-    else:
-        tokenizer = _new_tokenizer(recipe, train_rows)
-        config = SamCaptionConfig(**_with_vocabulary(section.config or {}, tokenizer))
-        model = SamCaptionForRegionCaptioning(config).to(dtype)
-    if not section.from_pretrained:
-        vision = model.config.vision_config
-        processor = SamCaptionProcessor(sam_image_processor(vision.image_size, vision.patch_size), tokenizer)
-    if recipe.generation:
-        unknown = model.generation_config.update(**recipe.generation)
-        if unknown:
-            raise ValueError(f"generation: unknown keys {sorted(unknown)}, expected fields of GenerationConfig")
-    if recipe.freeze != "text_mixer+lora":
+    model, processor = TASKS[recipe.task].build(recipe, train_rows)
+    if recipe.lora is None:
         model.freeze_for(recipe.freeze)
     return model, processor
 
@@ -152,13 +110,13 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    # The text mixer is trained as well: it is saved with the adapter.
+    # What is trained besides LoRA is saved with the adapter.
     config = LoraConfig(
         r=recipe.lora.r,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
         target_modules=recipe.lora.target_modules or model.lora_target_modules,
-        modules_to_save=list(model.text_mixer_modules),
+        modules_to_save=TASKS[recipe.task].trained_with_lora(model),
     )
     wrapped = get_peft_model(model, config)
     model.freeze_for(recipe.freeze)
@@ -230,20 +188,3 @@ def _build_features(
     if arguments.world_size > 1:
         torch.distributed.barrier()
     return FeatureCache.open(model, processor, directory)
-
-
-def _new_tokenizer(recipe: Recipe, train_rows: Any) -> Any:
-    if recipe.tokenizer.from_pretrained:
-        return AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained)
-    return train_tokenizer(iter_texts(train_rows), str(recipe.tokenizer.train), recipe.tokenizer.vocab_size)
-
-
-def _with_vocabulary(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The configuration with the tokenizer's size and ids in its `text_config`."""
-    ids = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return {**config, "text_config": {**ids, **config.get("text_config", {})}}

@@ -1,9 +1,9 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""A thin `Trainer` for models whose labels are (images, regions, tokens)."""
+"""A thin `Trainer` for models whose labels are per image and region: (B, P, L) tokens or (B, P, h, w) masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
-from ..data.collator import RegionCollator
+from ..data.row_collator import RowCollator
+from .layer_decay import layer_decay_parameter_groups
 
 # Everything a model's `generate` takes of a batch; the rest are targets.
 _TARGETS = ("input_ids", "attention_mask", "labels", "target_masks")
@@ -24,7 +26,7 @@ _IGNORE = -100
 class _EpochCallback(TrainerCallback):
     """Tells the collator which epoch it is, so that its draws are the same after a resume."""
 
-    def __init__(self, collator: RegionCollator) -> None:
+    def __init__(self, collator: RowCollator) -> None:
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -32,18 +34,24 @@ class _EpochCallback(TrainerCallback):
 
 
 class SegCapTrainer(Trainer):
-    """`transformers.Trainer` with three additions: evaluation by generation for (B, P, L) labels, an evaluation collator
-    of its own, and a training collator whose draws survive a resume.
+    """`transformers.Trainer` with these additions: evaluation by generation for (B, P, L) labels, an evaluation collator
+    of its own, a training collator whose draws survive a resume, and two parts of SAM's recipe (layer-wise learning rates,
+    a stepwise schedule).
 
     With `compute_metrics`, evaluation passes it `predictions` (N, P, T) and `label_ids` (N, P, L), int64 token ids with
     -100 on padding (of tokens and of regions); [`decode_captions`] turns them into texts.
 
     Args:
-        eval_collator: batches of `evaluate` and `predict`. Default: the evaluation rules of a [`RegionCollator`] given
-            as `data_collator`, else the same `data_collator`.
-        predict_with_generate: write captions when predictions are asked for; otherwise they are the model's outputs.
+        eval_collator: batches of `evaluate` and `predict`. Default: the evaluation rules of a [`RegionCollator`] or
+            [`MaskCollator`] given as `data_collator`, else the same `data_collator`.
+        predict_with_generate: write captions when predictions are asked for; otherwise (and for models that write none)
+            they are the model's outputs.
         generation_kwargs: keyword arguments of the model's `generate`.
         max_caption_length: longest caption in tokens, of labels and predictions; arrays of predictions are padded to it.
+        layer_decay: factor of the learning rate from each block of the image encoder to the one before it, see
+            [`layer_decay_parameter_groups`]; `None`: one learning rate.
+        lr_drop_steps: the learning rate warms up linearly, stays, and is divided by 10 at each of these steps; `None`: the
+            schedule of `args`.
 
     Raises:
         ValueError: (in evaluation) a caption longer than `max_caption_length`.
@@ -56,10 +64,14 @@ class SegCapTrainer(Trainer):
         predict_with_generate: bool = True,
         generation_kwargs: dict[str, Any] | None = None,
         max_caption_length: int = 64,
+        layer_decay: float | None = None,
+        lr_drop_steps: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator: Callable
+        self.optimizer: Any
+        self.lr_scheduler: Any
         # Rows have other columns than the model's forward has arguments: the collator needs them all.
         self.args.remove_unused_columns = False
         if self.args.label_names is None:
@@ -68,8 +80,10 @@ class SegCapTrainer(Trainer):
         self.predict_with_generate = predict_with_generate
         self.generation_kwargs = dict(generation_kwargs or {})
         self.max_caption_length = max_caption_length
+        self.layer_decay = layer_decay
+        self.lr_drop_steps = lr_drop_steps
         self.eval_collator = eval_collator
-        if isinstance(self.data_collator, RegionCollator):
+        if isinstance(self.data_collator, RowCollator):
             self.eval_collator = eval_collator or self.data_collator.for_evaluation()
             self.add_callback(_EpochCallback(self.data_collator))
 
@@ -79,6 +93,28 @@ class SegCapTrainer(Trainer):
         if self.args.ddp_find_unused_parameters is None and _trains_more_than_text_mixer(self.model):
             self.args.ddp_find_unused_parameters = True
         super().create_accelerator_and_postprocess()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.layer_decay is not None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decay, weight_decay = self.layer_decay, self.args.weight_decay
+            groups = layer_decay_parameter_groups(model, self.args.learning_rate, decay, weight_decay)
+            self.optimizer = optimizer_class(groups, **options)
+        return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None and self.lr_drop_steps is not None:
+            drops, warmup = list(self.lr_drop_steps), self.args.get_warmup_steps(num_training_steps)
+
+            def factor(step: int) -> float:
+                return min(1.0, (step + 1) / max(warmup, 1)) * 0.1 ** sum(step >= drop for drop in drops)
+
+            self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._evaluation_collator():
@@ -109,8 +145,8 @@ class SegCapTrainer(Trainer):
         Without `prompt_mask` every region counts. Images are encoded once: `generate` gets the `image_embeddings` of the
         forward pass.
         """
-        generate = self.predict_with_generate and not prediction_loss_only
         captioner: Any = self.accelerator.unwrap_model(self.model)
+        generate = self.predict_with_generate and not prediction_loss_only and hasattr(captioner, "generate")
         with _seen_image_embeddings(captioner) as embeddings:
             loss, outputs, labels = super().prediction_step(
                 model, inputs, prediction_loss_only=prediction_loss_only or generate, ignore_keys=ignore_keys

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTextModelWithProjection, SamConfig
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedConfig,
+    SamConfig,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -110,9 +118,10 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         if self.config.text_embed_dim is not None:
             raise ValueError("This model has text prompts already.")
         if isinstance(clip, str):
-            clip = CLIPTextModelWithProjection.from_pretrained(clip)
+            config = AutoConfig.from_pretrained(clip)
+            clip = CLIPTextModelWithProjection.from_pretrained(clip, config=_text_config_of(config))
         elif isinstance(clip, CLIPModel):
-            text_model = CLIPTextModelWithProjection(clip.config.text_config)
+            text_model = CLIPTextModelWithProjection(_text_config_of(clip.config))
             text_model.text_model.load_state_dict(clip.text_model.state_dict())
             text_model.text_projection.load_state_dict(clip.text_projection.state_dict())
             clip = text_model
@@ -333,6 +342,13 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         terms = {"loss": result.loss, "focal_loss": result.focal, "dice_loss": result.dice, "iou_loss": result.iou}
         decoded = RowMasks(result.pred_masks.detach(), result.iou_scores.detach())
         return {name: value * weight for name, value in terms.items()}, decoded
+
+
+def _text_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """That of CLIP's text model with projection; in a whole CLIP, the width of the projection stands elsewhere."""
+    if not isinstance(config, CLIPConfig):
+        return config
+    return CLIPTextConfig(**{**config.text_config.to_dict(), "projection_dim": config.projection_dim})
 
 
 def select_masks(decoded: RowMasks, rows: PromptRows, multimask_output: bool | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SamVisionLayer", "SamTwoWayBlock"]
+    _no_split_modules = ["SamImageLayer", "SamTwoWayBlock"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [

@@ -1,0 +1,71 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""`hf-segcap segment`, in process, with the model of the golden data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hf_segcap import SamForPromptableSegmentation, SamPromptableProcessor
+from hf_segcap.cli import app
+from hf_segcap.masks import decode_rle
+from hf_segcap.records import read_sa1b
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "sam"
+IMAGE = str(GOLDEN / "image0.png")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segment")
+    loaded = SamForPromptableSegmentation.from_pretrained(GOLDEN / "tiny")
+    loaded.config.generator = {"points_per_side": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+    loaded.save_pretrained(folder)
+    SamPromptableProcessor.from_pretrained(GOLDEN / "tiny").save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["segment", IMAGE, *map(str, arguments)])
+
+
+def test_boxes_and_points_in_one_call(model, tmp_path):
+    out, file = tmp_path / "masks.png", tmp_path / "results.json"
+    result = run(
+        "--model", model, "--box=40,30,160,150", "--point=100,60", "--point=20,20", "--out", out, "--json", file
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.strip().splitlines()
+    assert lines[0].split()[-1] == "area" and len(lines) == 4
+    results = json.loads(file.read_text())
+    with Image.open(IMAGE) as image, Image.open(out) as picture:
+        assert picture.size == image.size
+        assert all(decode_rle(r["mask"]).shape == (image.height, image.width) for r in results)
+    assert [r["area"] for r in results] == [int(line.split()[-1]) for line in lines[1:]]
+
+
+def test_everything_as_sa1b_and_as_the_official_folder(model, tmp_path):
+    file, folder = tmp_path / "all.json", tmp_path / "masks"
+    result = run("--model", model, "--everything", "--json", file, "--mask-folder", folder)
+    assert result.exit_code == 0, result.output
+    regions = read_sa1b(file)[0]["regions"]
+    assert len(regions) == len(result.stdout.strip().splitlines()) - 1 > 0
+    with Image.open(folder / "0.png") as first:
+        assert (np.asarray(first).astype(bool) == decode_rle(regions[0]["mask"])).all()
+    assert len((folder / "metadata.csv").read_text().splitlines()) == len(regions) + 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--everything", "--point=3,4"], "--everything"),
+        (["--box=1,2,3"], "--box takes 4 numbers"),
+        (["--point=3,4", "--mask-folder=x"], "--mask-folder"),
+    ],
+)
+def test_contradictions_are_refused(arguments, message):
+    result = run(*arguments)
+    assert isinstance(result.exception, ValueError) and message in str(result.exception)

@@ -1,0 +1,115 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""What the collators share: reproducible draws, the jitter, masks in the model frame."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from ..images import load_image
+from .augmentation import JitterTransform, LargeScaleJitter
+
+Collator = TypeVar("Collator", bound="RowCollator")
+
+
+class RowCollator:
+    """Base of callables that turn rows (see `sources.py`) into a batch.
+
+    Every random decision of a batch comes from one generator, seeded by `seed`, the epoch ([`RowCollator.set_epoch`],
+    which `SegCapTrainer` calls) and the batch's content: the same for any number of workers and after a resume.
+    Without `set_epoch` the number of batches seen takes its place.
+    """
+
+    def __init__(self, processor: Any, augmentation: LargeScaleJitter | None, train: bool, seed: int) -> None:
+        self.processor = processor
+        self.augmentation = augmentation
+        self.train = train
+        self.seed = seed
+        self._calls = 0
+        # In shared memory: workers that outlive an epoch must see the next one.
+        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the draws a function of (seed, epoch, batch content): call it before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def for_evaluation(self: Collator) -> Collator:
+        """A copy of this collator that follows the evaluation rules."""
+        other = copy.copy(self)
+        other.train = False
+        return other
+
+    def generator(self, rows: Sequence[Mapping[str, Any]]) -> np.random.Generator:
+        """The source of all random decisions of a batch.
+
+        Raises:
+            ValueError: `rows` is empty.
+        """
+        if len(rows) == 0:
+            raise ValueError("the collator got an empty list of rows, expected at least one")
+        epoch = int(self._epoch) if self.train else 0
+        if epoch < 0:
+            worker = get_worker_info()
+            self._calls += 1
+            return np.random.default_rng([self.seed, 0 if worker is None else worker.seed, self._calls])
+        content = [(row.get("image_id"), [region.get("box") for region in row["regions"]]) for row in rows]
+        return np.random.default_rng([self.seed, epoch, zlib.crc32(str(content).encode())])
+
+    def open_image(
+        self, index: int, row: Mapping[str, Any], rng: np.random.Generator
+    ) -> tuple[str, np.ndarray, JitterTransform | None]:
+        """A name of the row for messages, its image (H, W, 3) uint8, and the jitter drawn for it in training."""
+        name = f"row {index} of the batch (image_id={row.get('image_id')})"
+        image = np.array(load_image(row["image"], name=name))
+        if not self.train or self.augmentation is None:
+            return name, image, None
+        return name, image, self.augmentation.draw((image.shape[0], image.shape[1]), rng)
+
+
+def check_prompt_kinds(kinds: Mapping[str, float], allowed: Sequence[str]) -> dict[str, float]:
+    """Probabilities that add up to 1, without kinds of probability 0.
+
+    Raises:
+        ValueError: an unknown kind, a negative number, or nothing above 0.
+    """
+    total = float(sum(kinds.values()))
+    if set(kinds) - set(allowed) or total <= 0 or min(kinds.values()) < 0:
+        raise ValueError(f"prompt_kinds must give probabilities for {tuple(allowed)}, got {dict(kinds)}")
+    return {kind: value / total for kind, value in kinds.items() if value > 0}
+
+
+def masks_to_frame(mask: np.ndarray, reshaped: Sequence[int], frame: int, cells: int) -> np.ndarray:
+    """The share of each cell of the padded model frame that a mask covers; the padding counts as outside.
+
+    Args:
+        mask: (H, W) bool, of the image.
+        reshaped: (height, width) of the image in the model frame, pixels.
+        frame: side of the model frame, pixels.
+        cells: side of the result.
+
+    Returns:
+        (cells, cells) float32 in [0, 1].
+    """
+    share = _shares(mask, reshaped[0], frame, cells)
+    return np.ascontiguousarray(_shares(share.T, reshaped[1], frame, cells).T)
+
+
+def _shares(values: np.ndarray, reshaped: int, frame: int, cells: int) -> np.ndarray:
+    """Means of (n, m) over `cells` equal pieces of the first axis, which covers `reshaped` of `frame` pixels."""
+    n = len(values)
+    piece = frame / cells * n / reshaped
+    edges = np.minimum(np.arange(cells + 1) * piece, n)
+    lower = np.minimum(edges.astype(np.int64), n - 1)
+    sums = np.zeros((n + 1, values.shape[1]), dtype=np.float32)
+    np.cumsum(values, axis=0, dtype=np.float32, out=sums[1:])
+    at_edges = sums[lower] + (edges - lower).astype(np.float32)[:, None] * (sums[lower + 1] - sums[lower])
+    return np.diff(at_edges, axis=0) / np.float32(piece)

@@ -1,0 +1,197 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""How SAM is measured: mean IoU after N simulated clicks, or from a box (Kirillov et al. 2023, section 7.1, appendix D.1).
+
+Clicks are deterministic: the first is the point of the object farthest from its boundary, each further one the point of the
+error region, missing or superfluous, farthest from that region's boundary. Objects are scored at the size of their image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..images import load_image
+from ..masks import decode_rle, upscale_masks
+from ..models.sam.interactive import one_prompt, pixel_centres, sample_pixels, target_boxes
+from ..models.sam.mask_decoder import RowMasks
+from ..models.sam.prompt_rows import PromptRows
+
+NUM_POINTS = (1, 2, 3, 5, 9)  # the paper's
+SAMPLINGS = ("centre", "random")
+
+
+@torch.no_grad()
+def evaluate_masks(
+    model: Any,
+    processor: Any,
+    rows: Any,
+    num_points: Sequence[int] = NUM_POINTS,
+    boxes: bool = True,
+    sampling: str = "centre",
+    feed_back_masks: bool = True,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Mean IoU over all objects of a data set.
+
+    After one prompt the three masks for ambiguous prompts count: the one with the highest predicted IoU, and, as "oracle",
+    the best of them. After more the single mask counts (the paper's rule).
+
+    Args:
+        model: a `SamForPromptableSegmentation`; put into eval mode.
+        processor: its processor.
+        rows: data set of rows (see `hf_segcap.data.sources`); regions without a mask and empty masks are left out.
+        num_points: after which numbers of clicks to measure; may be empty.
+        boxes: also measure the tight box of each mask.
+        sampling: "centre" (see the module's description), or "random": uniform over the object, then the error region.
+        feed_back_masks: each click also gets the mask before it as prompt, as in training.
+        seed: of random clicks.
+
+    Returns:
+        `num_objects`; for each N `miou@N`, for N = 1 also `oracle_miou@1`; `box_miou` and `oracle_box_miou`.
+
+    Raises:
+        ValueError: unknown sampling, click numbers below 1, or no object in `rows`.
+        ImportError: scipy is missing (for "centre").
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {SAMPLINGS}, got {sampling!r}")
+    if min(num_points, default=1) < 1:
+        raise ValueError(f"num_points must be at least 1, got {list(num_points)}")
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {}
+    for index in range(len(rows)):
+        row = rows[index]
+        masks = [np.asarray(decode_rle(r["mask"])).astype(bool) for r in row["regions"] if r.get("mask") is not None]
+        masks = [mask for mask in masks if mask.any()]
+        if not masks:
+            continue
+        image = load_image(row["image"], name=f"image {index}")
+        session = _Session(model, processor, image, torch.from_numpy(np.stack(masks)))
+        measured = session.clicks(num_points, sampling, feed_back_masks, generator)
+        if boxes:
+            measured |= session.boxes()
+        for name, ious in measured.items():
+            found.setdefault(name, []).append(ious)
+    if not found:
+        raise ValueError("no region of these rows has a mask: there is nothing to measure")
+    means = {name: float(torch.cat(ious).mean()) for name, ious in found.items()}
+    return {"num_objects": float(sum(len(ious) for ious in next(iter(found.values())))), **means}
+
+
+def farthest_points(regions: Tensor) -> Tensor:
+    """The pixel of each region that is farthest from everything outside it; outside the image counts as outside.
+
+    Args:
+        regions: (R, h, w) bool, none of them empty.
+
+    Returns:
+        (R, 2) long, column and row; of equally far pixels the first, row by row.
+
+    Raises:
+        ImportError: scipy is missing.
+    """
+    return torch.stack([_deepest(region.cpu().numpy())[0] for region in regions]).to(regions.device)
+
+
+def farthest_error_points(targets: Tensor, predicted: Tensor) -> Tensor:
+    """As [`farthest_points`], of the larger error: missing and superfluous pixels are regions of their own.
+
+    Args:
+        targets, predicted: (R, h, w) bool. Without any error the point comes from the target.
+    """
+    points = []
+    for target, mask in zip(targets.cpu().numpy(), predicted.cpu().numpy()):
+        missing, superfluous = _deepest(target & ~mask), _deepest(mask & ~target)
+        best = max(missing, superfluous, key=lambda found: found[1])
+        points.append(best[0] if best[1] > 0 else _deepest(target)[0])
+    return torch.stack(points).to(targets.device)
+
+
+def _deepest(region: np.ndarray) -> tuple[Tensor, float]:
+    try:
+        from scipy.ndimage import distance_transform_edt
+    except ImportError as error:
+        raise ImportError(
+            "clicks at the centre of objects need scipy: pip install 'hf_segcap[demo]', or sampling=\"random\""
+        ) from error
+    distances = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distances.argmax()), distances.shape)
+    return torch.tensor([int(x), int(y)]), float(distances[y, x])
+
+
+class _Session:
+    """The P objects of one image."""
+
+    def __init__(self, model: Any, processor: Any, image: Any, targets: Tensor) -> None:
+        inputs = processor(images=[image])
+        self.model, self.targets = model, targets
+        self.size = tuple(int(side) for side in targets.shape[1:])
+        self.reshaped = tuple(int(side) for side in inputs["reshaped_input_sizes"][0])
+        self.embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
+
+    def boxes(self) -> dict[str, Tensor]:
+        boxes = target_boxes(self.targets, self.reshaped)
+        rows = self._rows(input_boxes=boxes[None])
+        scores, oracle, _ = self._measure(rows)
+        return {"box_miou": scores, "oracle_box_miou": oracle}
+
+    def clicks(
+        self, num_points: Sequence[int], sampling: str, feed_back_masks: bool, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        measured: dict[str, Tensor] = {}
+        predicted = torch.zeros_like(self.targets)
+        points, labels, low_res = [], [], None
+        for count in range(1, max(num_points, default=0) + 1):
+            pixels = self._next_pixels(predicted, sampling, generator)
+            points.append(pixel_centres(pixels, self.size, self.reshaped))
+            index = torch.arange(len(pixels))
+            labels.append(self.targets[index, pixels[:, 1], pixels[:, 0]].long())
+            rows = self._rows(
+                input_points=torch.stack(points, dim=1)[None], point_labels=torch.stack(labels, dim=1)[None]
+            )
+            if feed_back_masks and low_res is not None:
+                rows = replace(rows, masks=low_res)
+            scores, oracle, chosen = self._measure(rows)
+            low_res, predicted = chosen, self._upscale(chosen[:, None])[:, 0] > 0
+            if count in num_points:
+                measured[f"miou@{count}"] = scores
+                if count == 1:
+                    measured["oracle_miou@1"] = oracle
+        return measured
+
+    def _next_pixels(self, predicted: Tensor, sampling: str, generator: torch.Generator) -> Tensor:
+        if sampling == "centre":
+            return farthest_error_points(self.targets, predicted)
+        error = self.targets ^ predicted
+        wrong = error.flatten(1).any(1)[:, None, None]
+        return sample_pixels(torch.where(wrong, error, self.targets), generator)
+
+    def _rows(self, **prompts: Tensor) -> PromptRows:
+        inputs: dict[str, Any] = {name: value.to(self.model.device) for name, value in prompts.items()}
+        return PromptRows.from_inputs(1, **inputs)
+
+    def _measure(self, rows: PromptRows) -> tuple[Tensor, Tensor, Tensor]:
+        """IoU (P,) of the mask that is returned, of the best one that could be, and the low-resolution logits (P, l, l) of
+        the former."""
+        decoded: RowMasks = self.model.decode_rows(self.embeddings, rows)
+        ambiguous = one_prompt(rows)[:, None]
+        candidates = torch.arange(decoded.iou_scores.shape[1], device=ambiguous.device)[None]
+        allowed = (candidates > 0) == ambiguous  # one prompt: tokens 1.., else token 0
+        chosen = decoded.iou_scores.float().masked_fill(~allowed, -torch.inf).argmax(1)
+        predicted = self._upscale(decoded.pred_masks) > 0
+        targets = self.targets[:, None].to(predicted.device)
+        union = (predicted | targets).sum((2, 3)).clamp(min=1)
+        ious = (predicted & targets).sum((2, 3)) / union
+        best = ious.masked_fill(~allowed.to(ious.device), 0).amax(1)
+        index = torch.arange(len(chosen), device=chosen.device)
+        return ious[index, chosen].cpu(), best.cpu(), decoded.pred_masks[index, chosen]
+
+    def _upscale(self, low_res: Tensor) -> Tensor:
+        frame = self.model.config.vision_config.image_size
+        return upscale_masks(low_res, self.reshaped, self.size, frame)

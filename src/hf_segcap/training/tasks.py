@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""What recipes train: for each task its model, processor, collator and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, SamModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from ..data.augmentation import LargeScaleJitter
+from ..data.collator import RegionCollator
+from ..data.mask_collator import MaskCollator
+from ..data.mask_crops import MaskCropEmbedder
+from ..data.row_collator import RowCollator
+from ..data.sources import iter_texts
+from ..models.sam.prompt_processing import sam_image_processor
+from .recipe import DTYPES, CollatorSection, MaskCollatorSection, Recipe
+from .tokenizer import train_tokenizer
+from .trainer import caption_metrics
+
+if TYPE_CHECKING:
+    from .features import FeatureCache
+
+
+class Task(Protocol):
+    """The parts of a training run that depend on the task; see `run.py` for the rest."""
+
+    def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
+        """Model and processor, nothing frozen."""
+
+    def trained_with_lora(self, model: Any) -> list[str]:
+        """Modules that are trained completely while others get LoRA weights."""
+
+    def collator(self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None) -> RowCollator:
+        """The training collator."""
+
+    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
+        """`compute_metrics` of the evaluation; `None`: the loss only."""
+
+
+class RegionCaptioning:
+    """SCA."""
+
+    def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
+        from ..models.sam.prompt_processing import sam_image_processor
+        from ..models.sam_caption.configuration_sam_caption import SamCaptionConfig
+        from ..models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
+        from ..models.sam_caption.processing_sam_caption import SamCaptionProcessor
+
+        section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+        if section.from_pretrained:
+            model = SamCaptionForRegionCaptioning.from_pretrained(section.from_pretrained, dtype=dtype)
+            processor = SamCaptionProcessor.from_pretrained(section.from_pretrained)
+            if recipe.tokenizer.from_pretrained:
+                tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained)
+                processor = SamCaptionProcessor(processor.image_processor, tokenizer)
+        elif section.from_sam:
+            model = SamCaptionForRegionCaptioning.from_sam_and_language_model(
+                SamModel.from_pretrained(section.from_sam, dtype=dtype),
+                AutoModelForCausalLM.from_pretrained(str(section.language_model), dtype=dtype),
+                **(section.config or {}),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained or section.language_model)
+        else:
+            tokenizer = _new_tokenizer(recipe, train_rows)
+            config = SamCaptionConfig(**_with_vocabulary(section.config or {}, tokenizer))
+            model = SamCaptionForRegionCaptioning(config).to(dtype)
+        if not section.from_pretrained:
+            vision = model.config.vision_config
+            processor = SamCaptionProcessor(sam_image_processor(vision.image_size, vision.patch_size), tokenizer)
+        if recipe.generation:
+            unknown = model.generation_config.update(**recipe.generation)
+            if unknown:
+                raise ValueError(f"generation: unknown keys {sorted(unknown)}, expected fields of GenerationConfig")
+        return model, processor
+
+    def trained_with_lora(self, model: Any) -> list[str]:
+        return list(model.text_mixer_modules)
+
+    def collator(self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None) -> RegionCollator:
+        section = recipe.collator
+        assert isinstance(section, CollatorSection)
+        return RegionCollator(
+            processor,
+            max_regions=section.max_regions,
+            augmentation=_jitter(recipe, model),
+            with_masks=section.with_masks,
+            prompt_kinds=section.prompt_kinds,
+            features=features,
+            task=section.task,
+            seed=recipe.seed,
+        )
+
+    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
+        return caption_metrics(processor) if recipe.evaluation.generate else None
+
+
+class PromptableSegmentation:
+    """SAM."""
+
+    def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
+        from ..models.sam.configuration_sam import SamPromptableConfig
+        from ..models.sam.modeling_sam import SamForPromptableSegmentation
+        from ..models.sam.processing_sam import SamPromptableProcessor
+
+        section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+        tokenizer = None
+        if section.from_pretrained:
+            config = SamPromptableConfig.from_pretrained(section.from_pretrained)
+            _change(config, section.config or {}, "model: config")
+            model = SamForPromptableSegmentation.from_pretrained(section.from_pretrained, config=config, dtype=dtype)
+            if model.config.text_config is not None:
+                tokenizer = AutoTokenizer.from_pretrained(section.from_pretrained)
+        else:
+            model = SamForPromptableSegmentation(SamPromptableConfig(**(section.config or {}))).to(dtype)
+        if recipe.text is not None:
+            if model.config.text_config is None:
+                model.add_text_prompts(CLIPModel.from_pretrained(recipe.text.clip, dtype=dtype))
+            tokenizer = AutoTokenizer.from_pretrained(recipe.text.clip)
+        vision = model.config.vision_config
+        image_processor = sam_image_processor(vision.image_size, vision.patch_size)
+        return model, SamPromptableProcessor(image_processor, tokenizer)
+
+    def trained_with_lora(self, model: Any) -> list[str]:
+        names = ["prompt_encoder", "mask_decoder", "text_projection"]
+        return [name for name in names if hasattr(model, name)]
+
+    def collator(self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None) -> MaskCollator:
+        section = recipe.collator
+        assert isinstance(section, MaskCollatorSection)
+        return MaskCollator(
+            processor,
+            **dataclasses.asdict(section),
+            augmentation=_jitter(recipe, model),
+            text_embedder=_text_embedder(recipe),
+            seed=recipe.seed,
+        )
+
+    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
+        return None
+
+
+TASKS: dict[str, Task] = {
+    "region-captioning": RegionCaptioning(),
+    "promptable-segmentation": PromptableSegmentation(),
+}
+
+
+def _jitter(recipe: Recipe, model: Any) -> LargeScaleJitter | None:
+    if recipe.large_scale_jitter is None:
+        return None
+    return LargeScaleJitter(model.config.vision_config.image_size, **dataclasses.asdict(recipe.large_scale_jitter))
+
+
+def _text_embedder(recipe: Recipe) -> MaskCropEmbedder | None:
+    section = recipe.text
+    if section is None:
+        return None
+    try:
+        image_processor = CLIPImageProcessorPil.from_pretrained(section.clip)
+    except OSError:  # no settings next to the weights: those of OpenAI's CLIP
+        image_processor = None
+    return MaskCropEmbedder(
+        CLIPModel.from_pretrained(section.clip),
+        image_processor,
+        min_area=section.min_area,
+        zero_background=section.zero_background,
+    )
+
+
+def _change(config: Any, changes: Mapping[str, Any], where: str) -> None:
+    """Sets fields of a configuration, also of the configurations inside it."""
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise ValueError(f"{where}: {type(config).__name__} has no field {name!r}")
+        if isinstance(value, Mapping) and hasattr(getattr(config, name), "to_dict"):
+            _change(getattr(config, name), value, f"{where}.{name}")
+        else:
+            setattr(config, name, value)
+
+
+def _new_tokenizer(recipe: Recipe, train_rows: Any) -> Any:
+    if recipe.tokenizer.from_pretrained:
+        return AutoTokenizer.from_pretrained(recipe.tokenizer.from_pretrained)
+    return train_tokenizer(iter_texts(train_rows), str(recipe.tokenizer.train), recipe.tokenizer.vocab_size)
+
+
+def _with_vocabulary(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The configuration with the tokenizer's size and ids in its `text_config`."""
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return {**config, "text_config": {**ids, **config.get("text_config", {})}}
