@@ -9,6 +9,7 @@ import typer
 
 from .caption import caption
 from .demo import demo
+from .label import label
 from .segment import segment
 from .train import train
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(caption)
 app.command()(segment)
+app.command()(label)
 app.command()(train)
 app.command()(demo)
 
