@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_segcap import images
 from hf_segcap.images import load_image, load_images
 
 
@@ -46,7 +47,7 @@ def test_all_sources_give_the_same_picture(pixels, tmp_path):
     assert all(same(image, pixels) for image in load_images([sources[:3], sources[3:]]))
 
 
-def test_url(pixels):
+def test_url(pixels, monkeypatch):
     data = png(Image.fromarray(pixels))
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,6 +66,9 @@ def test_url(pixels):
         assert same(load_image(f"{base}/ok.png"), pixels)
         with pytest.raises(ValueError, match="image 1.*404"):
             load_images([pixels, f"{base}/gone.png"])
+        monkeypatch.setattr(images, "_MAX_DOWNLOAD_BYTES", len(data) - 1)
+        with pytest.raises(ValueError, match="larger than"):
+            load_image(f"{base}/ok.png")
     finally:
         server.shutdown()
         server.server_close()

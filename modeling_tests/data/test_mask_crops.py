@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from hf_segcap.data.mask_crops import MaskCropEmbedder, crop_window, encode_crops
+from hf_segcap.data.synthetic import SyntheticRegions
+from hf_segcap.masks import decode_rle
 
 SIDE, PATCH, GRID = 24, 6, 4
 
@@ -252,3 +254,18 @@ class TestEmbedder:
             embedder.embed_images([image], [])
         with pytest.raises(ValueError, match="zero_background in"):
             MaskCropEmbedder(clip, zero_background=1.5)
+
+
+def test_centred_embeddings_spread_around_zero(clip):
+    rows = SyntheticRegions(8, seed=3)
+    embedder = MaskCropEmbedder(clip, min_area=40)
+    masks = [np.stack([decode_rle(region["mask"]) for region in rows[i]["regions"]]) for i in range(8)]
+    images = [np.asarray(rows[i]["image"]) for i in range(8)]
+    before = torch.cat([embeds for embeds, _ in embedder.embed_images(images, masks)])
+    embedder.measure_centre(rows, count=10_000)
+    after = torch.cat([embeds for embeds, _ in embedder.embed_images(images, masks)])
+    assert before.mean(0).norm() > 3 * after.mean(0).norm()
+    assert torch.allclose(after.norm(dim=-1), torch.ones(len(after)), atol=1e-5)
+    assert torch.allclose(after, F.normalize(before - embedder.centre, dim=-1), atol=1e-5)
+    with pytest.raises(ValueError, match="min_area"):
+        MaskCropEmbedder(clip, min_area=10**6).measure_centre(rows)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 _URL_TIMEOUT_SECONDS = 30.0
+_MAX_DOWNLOAD_BYTES = 256 * 2**20  # what a server sends is not trusted to end
 _EXPECTED = (
     "a path, a URL, a PIL image, the bytes of an image file, or a numpy array or tensor of shape (H, W), (H, W, C) or "
     "(C, H, W) with 1, 3 or 4 channels"
@@ -100,7 +101,10 @@ def _open(image: Any, name: str, timeout: float | None) -> Image.Image:
     try:
         if isinstance(source, str) and source.startswith(("http://", "https://")):
             with urllib.request.urlopen(source, timeout=timeout or _URL_TIMEOUT_SECONDS) as response:
-                source = io.BytesIO(response.read())
+                content = response.read(_MAX_DOWNLOAD_BYTES + 1)
+                if len(content) > _MAX_DOWNLOAD_BYTES:
+                    raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES // 2**20} MiB: download it yourself")
+                source = io.BytesIO(content)
         elif isinstance(source, str) and source.startswith("data:"):
             source = io.BytesIO(base64.b64decode(source.partition(",")[2]))
         elif isinstance(source, (str, os.PathLike)) and not Path(os.fsdecode(source)).is_file():

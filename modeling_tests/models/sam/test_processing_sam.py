@@ -98,8 +98,10 @@ def test_mixed_prompts(processor: SamPromptableProcessor) -> None:
     assert logits.shape == (2, 3, LOW_RES_MASK_SIZE, LOW_RES_MASK_SIZE) and logits.dtype == torch.float32
     assert logits[0, 0].amax().item() == pytest.approx(10) and logits[0, 0].amin().item() == pytest.approx(-10)
     inside = logits[0, 0] > 0
-    rows, columns = inside.nonzero().float().mean(0).tolist()
-    assert abs(columns * 2 / WIDE_SCALE - 16) < 1 and abs(rows * 2 / WIDE_SCALE - 16) < 1
+    row, column = (
+        inside.nonzero().float().mean(0) + 0.5
+    ).tolist()  # centre, in low-resolution pixels of twice the size
+    assert abs(column * 2 / WIDE_SCALE - 16) < 1 and abs(row * 2 / WIDE_SCALE - 16.5) < 1
 
 
 def test_flags_only_where_something_lacks(processor: SamPromptableProcessor) -> None:
@@ -240,7 +242,7 @@ def test_saved_and_loaded(text: bool, tmp_path: Path) -> None:
         assert set(inputs) == set(expected)
         assert all(torch.equal(inputs[name], expected[name]) for name in expected)
     names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
-    assert loaded.model_input_names == (names + ["input_ids", "attention_mask"] if text else names)
+    assert loaded.model_input_names == (names + ["prompt_mask", "input_ids", "attention_mask"] if text else names)
     assert "SamPromptableProcessor" in repr(loaded)
 
 

@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from ..images import load_image
+from ..masks import decode_rle
+
 EVALUATION_MARGIN = 1.5  # the middle of the training range 1 to 2
 MIN_AREA = 100 * 100  # pixels; the paper discards smaller masks
 
@@ -92,6 +95,11 @@ class MaskCropEmbedder:
         zero_background: probability in [0, 1], see above.
         batch_size: crops CLIP sees at once.
 
+    Attributes:
+        centre: (E,) subtracted from the embeddings, which are brought to length 1 again; zero until
+            [`MaskCropEmbedder.measure_centre`]. Images and texts lie apart in CLIP's space: without their centres, the
+            embedding of a phrase is nearer to that of its crop.
+
     Raises:
         ValueError: a model or a setting that cannot be used.
     """
@@ -123,6 +131,7 @@ class MaskCropEmbedder:
         self.mean = np.array(getattr(image_processor, "image_mean", OPENAI_CLIP_MEAN), dtype=np.float32)
         self.std = np.array(getattr(image_processor, "image_std", OPENAI_CLIP_STD), dtype=np.float32)
         self.min_area, self.zero_background, self.batch_size = min_area, zero_background, batch_size
+        self.centre = torch.zeros(self.width)
 
     @property
     def width(self) -> int:
@@ -176,8 +185,30 @@ class MaskCropEmbedder:
         chosen = crops.kept.nonzero().flatten()
         for rows in chosen.split(self.batch_size) if len(chosen) else ():
             pixels, inside = crops.pixel_values[rows].to(weight), crops.inside[rows].to(weight.device)
-            found[rows] = encode_crops(self.clip, pixels, inside).float().cpu()
+            embeds = encode_crops(self.clip, pixels, inside).float().cpu()
+            found[rows] = F.normalize(embeds - self.centre, dim=-1) if self.centre.any() else embeds
         return found
+
+    def measure_centre(self, rows: Any, count: int = 500, seed: int = 0) -> None:
+        """Sets `centre` to the mean embedding of about `count` masks of a data set of rows, cropped by the training rules.
+
+        Raises:
+            ValueError: no mask of `rows` is large enough.
+        """
+        rng = np.random.default_rng(seed)
+        self.centre = torch.zeros(self.width)
+        found: list[torch.Tensor] = []
+        for index in range(len(rows)):
+            row = rows[index]
+            masks = [decode_rle(region["mask"]) for region in row["regions"] if region.get("mask") is not None]
+            if masks:
+                embeds, kept = self(np.asarray(load_image(row["image"])), np.stack(masks), rng)
+                found += embeds[kept]
+            if len(found) >= count:
+                break
+        if not found:
+            raise ValueError(f"no mask of the data has {self.min_area} pixels: lower `min_area`")
+        self.centre = torch.stack(found).mean(0)
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray | torch.Tensor, rng: np.random.Generator | None = None

@@ -3,18 +3,26 @@
 
 Clicks are deterministic: the first is the point of the object farthest from its boundary, each further one the point of the
 error region, missing or superfluous, farthest from that region's boundary. Objects are scored at the size of their image.
+
+python -m hf_segcap.evaluation.segmentation [--model FOLDER] [--rows 200] [--json FILE]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import pipeline
 
+from ..data.composites import CompositeRegions
 from ..images import load_image
 from ..masks import decode_rle, upscale_masks
 from ..models.sam.interactive import one_prompt, pixel_centres, sample_pixels, target_boxes
@@ -35,6 +43,7 @@ def evaluate_masks(
     sampling: str = "centre",
     feed_back_masks: bool = True,
     seed: int = 0,
+    min_area: int = 1,
 ) -> dict[str, float]:
     """Mean IoU over all objects of a data set.
 
@@ -50,6 +59,7 @@ def evaluate_masks(
         sampling: "centre" (see the module's description), or "random": uniform over the object, then the error region.
         feed_back_masks: each click also gets the mask before it as prompt, as in training.
         seed: of random clicks.
+        min_area: objects with fewer pixels are left out.
 
     Returns:
         `num_objects`; for each N `miou@N`, for N = 1 also `oracle_miou@1`; `box_miou` and `oracle_box_miou`.
@@ -65,10 +75,9 @@ def evaluate_masks(
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {}
-    for index in range(len(rows)):
-        row = rows[index]
+    for index, row in enumerate(_each(rows)):
         masks = [np.asarray(decode_rle(r["mask"])).astype(bool) for r in row["regions"] if r.get("mask") is not None]
-        masks = [mask for mask in masks if mask.any()]
+        masks = [mask for mask in masks if mask.sum() >= max(min_area, 1)]
         if not masks:
             continue
         image = load_image(row["image"], name=f"image {index}")
@@ -82,6 +91,11 @@ def evaluate_masks(
         raise ValueError("no region of these rows has a mask: there is nothing to measure")
     means = {name: float(torch.cat(ious).mean()) for name, ious in found.items()}
     return {"num_objects": float(sum(len(ious) for ious in next(iter(found.values())))), **means}
+
+
+def _each(rows: Any) -> Iterator[Any]:
+    """The rows of a map-style data set, which need not be iterable, or of an iterable."""
+    yield from (rows[i] for i in range(len(rows))) if hasattr(rows, "__getitem__") else rows
 
 
 def farthest_points(regions: Tensor) -> Tensor:
@@ -195,3 +209,34 @@ class _Session:
     def _upscale(self, low_res: Tensor) -> Tensor:
         frame = self.model.config.vision_config.image_size
         return upscale_masks(low_res, self.reshaped, self.size, frame)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Prints how well a segmenter finds generated objects on photographs that were not trained on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or Hub id; default: the bundled model")
+    parser.add_argument("--rows", type=int, default=200, help="pictures")
+    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--min-area", type=int, default=150, help="pixels of the objects of the second column")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    options = parser.parse_args(arguments)
+
+    segmenter = pipeline("promptable-segmentation", model=options.model, dtype=torch.float32)
+    data = CompositeRegions(options.rows, split="held_out", seed=options.seed)
+    rows = [data[i] for i in tqdm(range(len(data)), desc="pictures", leave=False)]
+    scores = {}
+    for name, min_area in (("all", 1), (f"at least {options.min_area} pixels", options.min_area)):
+        bar = tqdm(rows, desc=name, leave=False)
+        scores[name] = evaluate_masks(segmenter.model, segmenter.processor, bar, num_points=(1, 3), min_area=min_area)
+    columns = list(scores["all"])
+    print("| " + " | ".join(["objects", *columns]) + " |\n|" + " --- |" * (len(columns) + 1))
+    for name, values in scores.items():
+        shown = [f"{values[c]:.0f}" if c == "num_objects" else f"{values[c]:.1%}" for c in columns]
+        print("| " + " | ".join([name, *shown]) + " |")
+    if options.json:
+        options.json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+if __name__ == "__main__":
+    main()

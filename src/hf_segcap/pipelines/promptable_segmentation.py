@@ -127,7 +127,9 @@ class PromptableSegmentationPipeline(RegionPipeline):
             forward["settings"] = settings
         if "progress" in kwargs:
             forward["progress"] = kwargs.pop("progress")
-        postprocess: dict[str, Any] = {name: kwargs.pop(name) for name in ("output_mode", "mask_threshold") if name in kwargs}
+        postprocess: dict[str, Any] = {
+            name: kwargs.pop(name) for name in ("output_mode", "mask_threshold") if name in kwargs
+        }
         if "output_mode" in postprocess:
             check_output_mode(postprocess["output_mode"])
         known = [*self.prompt_names, *_FORWARD_NAMES, *GeneratorSettings.names(), "output_mode", "mask_threshold"]

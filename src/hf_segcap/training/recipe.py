@@ -105,12 +105,18 @@ class MaskCollatorSection:
 @strict
 @dataclass(kw_only=True)
 class TextSection:
-    """Text prompts for promptable-segmentation (SAM, section 7.5): `clip` is a folder or Hub id of a CLIP model, the rest
-    are arguments of `MaskCropEmbedder`."""
+    """Text prompts for promptable-segmentation (SAM, section 7.5).
+
+    Attributes:
+        clip: folder or Hub id of a CLIP model.
+        min_area, zero_background: arguments of `MaskCropEmbedder`.
+        centre: subtract the mean embedding of images (of masks of the data) and of texts (of its phrases).
+    """
 
     clip: str
     min_area: int = 10000
     zero_background: float | int = 0.5
+    centre: bool = False
 
 
 @strict

@@ -72,7 +72,7 @@ def train(
     trainer = SegCapTrainer(
         model=trained,
         args=arguments,
-        data_collator=task.collator(parsed, model, processor, features),
+        data_collator=task.collator(parsed, model, processor, features, train_rows),
         # Trainer takes special tokens from a processor, and fails where there is no tokenizer
         processing_class=processor if processor.tokenizer is not None else processor.image_processor,
         train_dataset=train_rows,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from .features import FeatureCache
 
 
+_CENTRE_PHRASES = 2000  # of the data, whose mean embedding is subtracted (`text: centre`)
+
+
 class Task(Protocol):
     """The parts of a training run that depend on the task; see `run.py` for the rest."""
 
@@ -34,7 +38,9 @@ class Task(Protocol):
     def trained_with_lora(self, model: Any) -> list[str]:
         """Modules that are trained completely while others get LoRA weights."""
 
-    def collator(self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None) -> RowCollator:
+    def collator(
+        self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None, train_rows: Any
+    ) -> RowCollator:
         """The training collator."""
 
     def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
@@ -80,7 +86,9 @@ class RegionCaptioning:
     def trained_with_lora(self, model: Any) -> list[str]:
         return list(model.text_mixer_modules)
 
-    def collator(self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None) -> RegionCollator:
+    def collator(
+        self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None, train_rows: Any
+    ) -> RegionCollator:
         section = recipe.collator
         assert isinstance(section, CollatorSection)
         return RegionCollator(
@@ -120,6 +128,10 @@ class PromptableSegmentation:
             if model.config.text_config is None:
                 model.add_text_prompts(CLIPModel.from_pretrained(recipe.text.clip, dtype=dtype))
             tokenizer = AutoTokenizer.from_pretrained(recipe.text.clip)
+            if recipe.text.centre:
+                phrases = sorted(set(itertools.islice(iter_texts(train_rows), _CENTRE_PHRASES)))
+                tokens = tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
+                model.centre_text(tokens["input_ids"], tokens["attention_mask"])
         vision = model.config.vision_config
         image_processor = sam_image_processor(vision.image_size, vision.patch_size)
         return model, SamPromptableProcessor(image_processor, tokenizer)
@@ -128,14 +140,16 @@ class PromptableSegmentation:
         names = ["prompt_encoder", "mask_decoder", "text_projection"]
         return [name for name in names if hasattr(model, name)]
 
-    def collator(self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None) -> MaskCollator:
+    def collator(
+        self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None, train_rows: Any
+    ) -> MaskCollator:
         section = recipe.collator
         assert isinstance(section, MaskCollatorSection)
         return MaskCollator(
             processor,
             **dataclasses.asdict(section),
             augmentation=_jitter(recipe, model),
-            text_embedder=_text_embedder(recipe),
+            text_embedder=_text_embedder(recipe, train_rows),
             seed=recipe.seed,
         )
 
@@ -155,7 +169,7 @@ def _jitter(recipe: Recipe, model: Any) -> LargeScaleJitter | None:
     return LargeScaleJitter(model.config.vision_config.image_size, **dataclasses.asdict(recipe.large_scale_jitter))
 
 
-def _text_embedder(recipe: Recipe) -> MaskCropEmbedder | None:
+def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
     section = recipe.text
     if section is None:
         return None
@@ -163,12 +177,15 @@ def _text_embedder(recipe: Recipe) -> MaskCropEmbedder | None:
         image_processor = CLIPImageProcessorPil.from_pretrained(section.clip)
     except OSError:  # no settings next to the weights: those of OpenAI's CLIP
         image_processor = None
-    return MaskCropEmbedder(
+    embedder = MaskCropEmbedder(
         CLIPModel.from_pretrained(section.clip),
         image_processor,
         min_area=section.min_area,
         zero_background=section.zero_background,
     )
+    if section.centre:
+        embedder.measure_centre(train_rows)
+    return embedder
 
 
 def _change(config: Any, changes: Mapping[str, Any], where: str) -> None:

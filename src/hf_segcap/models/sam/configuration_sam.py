@@ -70,6 +70,8 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
         text_scale (`float`, *optional*, defaults to 1.0):
             Fixed factor of the normalised embeddings before their projection, whose entries are otherwise about
             1 / sqrt(E).
+        text_centred (`bool`, *optional*, defaults to `False`):
+            Subtract the mean text embedding that `centre_text` measured: images and texts lie apart in CLIP's space.
         text_trained (`bool`, *optional*, defaults to `True`):
             False from `add_text_prompts` until the first training step with text: text prompts warn.
         interactive_rounds (`int`, *optional*, defaults to 1):
@@ -109,6 +111,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     text_embed_dim: int | None = None
     text_scale: float | int = 1.0
+    text_centred: bool = False
     text_trained: bool = True
     interactive_rounds: int = 1
     box_noise: Literal["normal", "uniform", "none"] = "normal"

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
     SamConfig,
 )
+from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -95,6 +96,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         if config.text_config is not None:
             self.text_model = CLIPTextModelWithProjection(config.text_config)
             self.text_model.requires_grad_(False)
+            if config.text_centred:
+                self.register_buffer("text_centre", torch.zeros(config.text_embed_dim))
         if config.text_embed_dim is not None:
             self.text_projection = nn.Linear(config.text_embed_dim, config.mask_decoder_config.hidden_size)
         self._frozen_in_eval: tuple[str, ...] = ()
@@ -133,6 +136,26 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         nn.init.normal_(self.text_projection.weight, std=self.config.initializer_range)
         nn.init.zeros_(self.text_projection.bias)
         self.text_projection.to(device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self and self.config.text_centred:
+            init.zeros_(self.text_centre)
+
+    @torch.no_grad()
+    def centre_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Makes the mean embedding of typical phrases (N, L) the centre that is subtracted from text embeddings.
+
+        The image embeddings that the model is trained with need the same, see `MaskCropEmbedder.measure_centre`.
+        """
+        self.config.text_centred = False
+        centre = self.get_text_embeds(input_ids, attention_mask).mean(0)
+        self.register_buffer("text_centre", centre)
+        self.config.text_centred = True
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_encoder.get_input_embeddings()
 
     def freeze_for(self, policy: str, frozen_in_eval: bool = True):
         """Chooses what is trained. CLIP's text model never is.
@@ -180,7 +203,10 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         flat = input_ids.flatten(0, -2)
         mask = None if attention_mask is None else attention_mask.flatten(0, -2)
         embeds = self.text_model(input_ids=flat, attention_mask=mask).text_embeds
-        return nn.functional.normalize(embeds.float(), dim=-1).unflatten(0, input_ids.shape[:-1])
+        embeds = nn.functional.normalize(embeds.float(), dim=-1)
+        if self.config.text_centred:
+            embeds = nn.functional.normalize(embeds - self.text_centre.float(), dim=-1)
+        return embeds.unflatten(0, input_ids.shape[:-1])
 
     def decode_rows(self, image_embeddings: Tensor, rows: PromptRows) -> RowMasks:
         """All four masks of each row of prompts: (R, 4, 4g, 4g) logits and (R, 4) scores. Differentiable."""

@@ -125,7 +125,7 @@ class SamPromptableProcessor(SamPromptProcessor):
     def model_input_names(self) -> list[str]:
         """What a call with images and text returns; other prompts come on top of it."""
         names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
-        return names if self.tokenizer is None else [*names, "input_ids", "attention_mask"]
+        return names if self.tokenizer is None else [*names, "prompt_mask", "input_ids", "attention_mask"]
 
     def text_to_model_inputs(
         self, text: Any, num_images: int | None, prompt_mask: torch.Tensor | None = None, **tokenizer_kwargs: Any
