@@ -5,7 +5,7 @@
     python benchmarks/image_encoder.py --quick                    # a small model, to see that it works
     python benchmarks/image_encoder.py --dtype bfloat16
     python benchmarks/image_encoder.py --device cuda --dtype bfloat16 --repeats 20
-    python benchmarks/image_encoder.py --contenders hf_segcap --block-elements 65536 262144 1048576
+    python benchmarks/image_encoder.py --contenders hf_segcap --block-elements 262144 1048576 2097152
 
 Each run is a fresh process with the same random weights, and the contenders take turns. `biased` is a third form of the
 attention that is not in the package: PyTorch's fused kernel with the position terms of some queries at a time as its mask.
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="processes per contender")
     parser.add_argument("--calls", type=int, default=1, help="timed calls per process, after one to warm up")
-    parser.add_argument("--block-elements", type=int, nargs="+", default=[2**18], help="scores per block (`blocked`)")
+    parser.add_argument("--block-elements", type=int, nargs="+", default=[2**20], help="scores per block (`blocked`)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -54,7 +54,9 @@ def test_commands_of_the_readme_run(user_folder: Path) -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hf-segcap ")]
     assert len(lines) >= 3
     for line in lines:
-        extra = {"train": ["--override", "training.use_cpu=true"], "caption": ["--model", "tiny"]}.get(line.split()[1], [])
+        extra = {"train": ["--override", "training.use_cpu=true"], "caption": ["--model", "tiny"]}.get(
+            line.split()[1], []
+        )
         result = CliRunner().invoke(app, [*shlex.split(line)[1:], *extra])
         assert result.exit_code == 0, (line, result.output, result.exception)
     assert all((user_folder / name).exists() for name in ("captioned.png", "masks.png", "records.json"))

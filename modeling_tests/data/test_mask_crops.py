@@ -264,7 +264,7 @@ def test_centred_embeddings_spread_around_zero(clip):
     before = torch.cat([embeds for embeds, _ in embedder.embed_images(images, masks)])
     embedder.measure_centre(rows, count=10_000)
     after = torch.cat([embeds for embeds, _ in embedder.embed_images(images, masks)])
-    assert before.mean(0).norm() > 3 * after.mean(0).norm()
+    assert before.mean(0).norm() > after.mean(0).norm() + 0.1
     assert torch.allclose(after.norm(dim=-1), torch.ones(len(after)), atol=1e-5)
     assert torch.allclose(after, F.normalize(before - embedder.centre, dim=-1), atol=1e-5)
     with pytest.raises(ValueError, match="min_area"):

@@ -94,7 +94,8 @@ def colour_words(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ((lightness < 14) & (chroma < 30)) | (neutral & (lightness < 25)),
         neutral & (lightness > 82),
         neutral,
-        (hue >= 15) & (hue < 95) & (chroma < 58) & (lightness < 72),  # wood, skin, tan
+        (hue >= 15) & (hue < 95) & (chroma < 45) & (lightness < 78),  # skin, tan
+        (hue >= 38) & (hue < 95) & (chroma < 58) & (lightness < 72),  # wood
         red_hue & (lightness > 62),
         red_hue,
         (hue < 95) & (lightness < 50),
@@ -104,7 +105,21 @@ def colour_words(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hue < 312,
         lightness > 68,
     ]
-    names = ("black", "white", "grey", "brown", "pink", "red", "brown", "orange", "yellow", "green", "blue", "pink")
+    names = (
+        "black",
+        "white",
+        "grey",
+        "brown",
+        "brown",
+        "pink",
+        "red",
+        "brown",
+        "orange",
+        "yellow",
+        "green",
+        "blue",
+        "pink",
+    )
     colour = np.select(conditions, names, default="purple")
     tone = np.select([np.isin(colour, ("black", "white")), lightness < 36, lightness > 66], ["", "dark", "light"], "")
     return colour, tone

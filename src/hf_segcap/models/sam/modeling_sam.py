@@ -97,7 +97,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             self.text_model = CLIPTextModelWithProjection(config.text_config)
             self.text_model.requires_grad_(False)
             if config.text_centred:
-                self.register_buffer("text_centre", torch.zeros(config.text_embed_dim))
+                self.register_buffer("text_centre", torch.zeros(config.text_config.projection_dim))
         if config.text_embed_dim is not None:
             self.text_projection = nn.Linear(config.text_embed_dim, config.mask_decoder_config.hidden_size)
         self._frozen_in_eval: tuple[str, ...] = ()

@@ -1,0 +1,65 @@
+# Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+"""The model that `pipeline("promptable-segmentation")` loads when none is named."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from hf_segcap import SamPromptableConfig
+from hf_segcap.assets import bundled_model
+from hf_segcap.data.composites import CompositeRegions
+from hf_segcap.evaluation.segmentation import evaluate_masks
+from hf_segcap.training.recipe import load_recipe
+
+FOLDER = Path(bundled_model("promptable-segmentation"))
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return pipeline("promptable-segmentation", device="cpu")
+
+
+def test_files():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4 * 2**20
+    assert not list(FOLDER.glob("*.bin")) and (FOLDER / "model.safetensors").exists()
+
+
+def test_it_is_the_model_of_the_recipe():
+    config = SamPromptableConfig.from_pretrained(FOLDER)
+    wanted = SamPromptableConfig(**load_recipe("promptable_segmentation_default").model.config)
+    for part in ("vision_config", "mask_decoder_config", "prompt_encoder_config"):
+        ours, theirs = getattr(config, part).to_dict(), getattr(wanted, part).to_dict()
+        assert {k: v for k, v in ours.items() if k != "dtype"} == {k: v for k, v in theirs.items() if k != "dtype"}
+    assert config.generator == wanted.generator
+
+
+def test_masks_on_held_out_composites(segmenter):
+    """A small sample of what the model card reports; the bars leave room for the size of the sample."""
+    assert segmenter.model.dtype == torch.float32
+    rows = CompositeRegions(12, split="held_out", seed=99)
+    scores = evaluate_masks(segmenter.model, segmenter.processor, rows, num_points=(1,), min_area=150)
+    assert scores["num_objects"] > 25
+    assert scores["miou@1"] >= 0.5 and scores["box_miou"] >= 0.6
+
+
+def test_everything_finds_distinct_masks(segmenter):
+    row = CompositeRegions(1, split="held_out", seed=5)[0]
+    found = segmenter(row["image"])
+    assert len(found) >= 2 and all(np.count_nonzero(result["mask"]) == result["area"] for result in found)
+
+
+def test_text_is_refused_with_a_reason(segmenter):
+    with pytest.raises(ValueError, match="tokenizer"):
+        segmenter(CompositeRegions(1, split="held_out", seed=5)[0]["image"], text="the red star")
+
+
+def test_model_card_states_what_was_measured():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for line, least in (("one click", 50), ("box", 60)):
+        (value,) = re.findall(rf"^\| {line} \| ([\d.]+) %", card, re.M)
+        assert float(value) >= least
+    assert "facebook/sam-vit-base" in card and "promptable_segmentation_default" in card
