@@ -92,6 +92,13 @@ def test_a_model_from_scratch(recipe, tmp_path):
     assert again == load_recipe(recipe)
 
 
+def test_a_single_process_needs_no_process_group(recipe, tmp_path, monkeypatch):
+    """Recipes for two processes name their `ddp_backend`; without torchrun they train all the same."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    metrics = train(recipe, ["training.ddp_backend=gloo", "training.max_steps=1"], tmp_path)
+    assert np.isfinite(metrics["train_loss"]) and not torch.distributed.is_initialized()
+
+
 def test_a_run_can_be_repeated_and_resumed(recipe, tmp_path):
     options = ["large_scale_jitter.min_scale=0.5", "training.dataloader_num_workers=1"]
     train(recipe, options, tmp_path / "a")

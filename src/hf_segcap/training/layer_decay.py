@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Layer-wise learning rates of the image encoder (BEiT and ViTDet, as SAM is trained: appendix A)."""
+"""Parameter groups with learning rates of their own: layer by layer of the image encoder (BEiT and ViTDet, as SAM is
+trained: appendix A), or by name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -52,11 +54,55 @@ def layer_decay_parameter_groups(
         if not parameter.requires_grad:
             continue
         layer_id = _layer_id(name, depth)
-        decays = parameter.ndim > 1 and not _POSITION_TABLE.search(name)
+        decays = parameter.ndim > 1 and not is_position_table(name)
         rate = learning_rate * decay ** (depth + 1 - layer_id)
         new = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
         groups.setdefault((layer_id, decays), new)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def scaled_parameter_groups(
+    model: nn.Module, learning_rate: float, factors: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: some modules learn faster or slower than the rest, as new layers on top of
+    pretrained ones.
+
+    Norms, biases (all parameters with one axis) and position tables get no weight decay. Frozen parameters are left out.
+
+    Args:
+        model: any model, also inside a wrapper such as `PeftModel`.
+        learning_rate: of what `factors` do not name.
+        factors: beginning of the names of parameters (inside the wrapper) -> factor of their learning rate, above 0; the
+            first that fits counts.
+        weight_decay: of the matrices.
+
+    Returns:
+        Groups with `params`, `lr` and `weight_decay`.
+
+    Raises:
+        ValueError: a factor that is not above 0, or names that no parameter has.
+    """
+    if min(factors.values(), default=1) <= 0:
+        raise ValueError(f"factors of the learning rate must be above 0, got {dict(factors)}")
+    wrapped = getattr(model, "get_base_model", None)
+    named = list((model if wrapped is None else wrapped()).named_parameters())
+    unused = [prefix for prefix in factors if not any(name.startswith(prefix) for name, _ in named)]
+    if unused:
+        raise ValueError(f"{type(model).__name__} has no parameter whose name begins with {unused[0]!r}")
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        factor = next((value for prefix, value in factors.items() if name.startswith(prefix)), 1.0)
+        decays = parameter.ndim > 1 and not is_position_table(name)
+        new = {"params": [], "lr": learning_rate * factor, "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((factor, decays), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+def is_position_table(name: str) -> bool:
+    """Whether a parameter of this name holds learnt positions: matrices in shape, not in what they do."""
+    return bool(_POSITION_TABLE.search(name))
 
 
 def _layer_index(name: str) -> int | None:
@@ -74,4 +120,4 @@ def _layer_id(name: str, depth: int) -> int:
     return 0 if encoder and encoder["rest"].startswith(("patch_embed.", "pos_embed")) else depth + 1
 
 
-__all__ = ["layer_decay_parameter_groups"]
+__all__ = ["is_position_table", "layer_decay_parameter_groups", "scaled_parameter_groups"]

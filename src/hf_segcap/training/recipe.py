@@ -24,11 +24,12 @@ class ModelSection:
     """Where the model comes from: exactly one of `from_pretrained`, `from_sam` (with `language_model`), `config`.
 
     Attributes:
-        from_pretrained: folder or Hub id of a checkpoint: SamCaption, or (promptable-segmentation) any SAM.
-        from_sam: region-captioning: folder or Hub id of a SAM checkpoint to start a new training from.
+        from_pretrained: folder or Hub id of a checkpoint: SamCaption, (promptable-segmentation) any SAM, (image-matting) ZIM.
+        from_sam: region-captioning, image-matting: folder or Hub id of a SAM checkpoint to start a new training from;
+            image-matting: "bundled" is the segmenter that comes with this package.
         language_model: folder or Hub id of any causal language model, with `from_sam`.
-        config: fields of the model's configuration for a model from scratch; fields to change with `from_sam` and, for
-            promptable-segmentation, with `from_pretrained`.
+        config: fields of the model's configuration for a model from scratch; fields to change with `from_sam` and, except
+            for region-captioning, with `from_pretrained`.
         dtype: of the weights, "float32" or "bfloat16", whatever the checkpoint has. Mixed precision is `training: fp16`.
     """
 
@@ -69,8 +70,8 @@ class DataSection:
 @strict
 @dataclass(kw_only=True)
 class LoraSection:
-    """LoRA on the language model (promptable-segmentation: on the image encoder); `target_modules` defaults to the
-    model's `lora_target_modules`."""
+    """LoRA on the language model (promptable-segmentation, image-matting: on the image encoder); `target_modules` defaults
+    to the model's `lora_target_modules`."""
 
     r: int = 8
     alpha: int = 16
@@ -100,6 +101,21 @@ class MaskCollatorSection:
     min_area: int = 1
     prompt_kinds: dict[str, float | int] | None = None
     box_noise: str = "normal"
+
+
+@strict
+@dataclass(kw_only=True)
+class MatteCollatorSection:
+    """Of image-matting: arguments of `MatteCollator`."""
+
+    max_mattes: int | None = 16
+    label_size: int | None = None
+    max_area: float | int = 0.95
+    min_area: int = 4
+    prompt_kinds: dict[str, float | int] | None = None
+    box_jitter: float | int = 0.1
+    positives: list[int] = field(default_factory=lambda: [1, 8])
+    negatives: list[int] = field(default_factory=lambda: [0, 4])
 
 
 @strict
@@ -142,15 +158,20 @@ class Recipe:
     """A complete training run.
 
     Attributes:
-        task: "region-captioning" or "promptable-segmentation".
+        task: "region-captioning", "promptable-segmentation" or "image-matting".
         model, tokenizer, data, collator, text, evaluation: sections, see their classes.
         freeze: what is trained, a policy of the model's `freeze_for`. Region-captioning: "text_mixer" (the paper, default),
-            "text_mixer+lora" or "all"; promptable-segmentation: "all" (the paper, default), "decoder" or "decoder+lora".
+            "text_mixer+lora" or "all"; promptable-segmentation and image-matting: "all" (the papers, default), "decoder"
+            or "decoder+lora".
         lora: with a policy that has "+lora".
         large_scale_jitter: the augmentation of the paper, or absent.
         frozen_features: region-captioning: folder of the feature cache: each image is encoded once; not together with the
             jitter.
         layer_decay: factor of the learning rate from each block of the image encoder to the one before it, or absent.
+        muon_learning_rate: matrices of hidden layers are trained by Muon at this rate, the rest by AdamW at that of
+            `training`; absent: one optimizer. Not together with layer_decay.
+        new_layers_factor: image-matting: how many times as high the learning rate of the layers is that SAM does not have;
+            absent: the same. Not together with layer_decay or muon_learning_rate.
         lr_drop_steps: steps at which the learning rate is divided by 10; after the warm-up it is constant otherwise.
         training: keyword arguments of `transformers.TrainingArguments`.
         generation: region-captioning: keyword arguments of the saved `GenerationConfig`, also used in the evaluation.
@@ -165,10 +186,12 @@ class Recipe:
     text: TextSection | None = None
     freeze: str | None = None
     lora: LoraSection | None = None
-    collator: CollatorSection | MaskCollatorSection | None = None
+    collator: CollatorSection | MaskCollatorSection | MatteCollatorSection | None = None
     large_scale_jitter: JitterSection | None = None
     frozen_features: str | None = None
     layer_decay: float | int | None = None
+    muon_learning_rate: float | int | None = None
+    new_layers_factor: float | int | None = None
     lr_drop_steps: list[int] | None = None
     training: dict = field(default_factory=dict)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
@@ -200,6 +223,16 @@ class Recipe:
             raise ValueError(f'lora goes with freeze: "{rules.lora}", got freeze: {self.freeze!r}, lora: {self.lora}')
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.muon_learning_rate is not None:
+            if self.muon_learning_rate <= 0:
+                raise ValueError(f"muon_learning_rate must be above 0, got {self.muon_learning_rate}")
+            if self.layer_decay is not None or "optim" in self.training:
+                raise ValueError("muon_learning_rate cannot be combined with layer_decay or training: optim")
+        if self.new_layers_factor is not None:
+            if self.new_layers_factor <= 0 or self.task != "image-matting":
+                raise ValueError("new_layers_factor is for image-matting, and must be above 0")
+            if self.layer_decay is not None or self.muon_learning_rate is not None:
+                raise ValueError("new_layers_factor cannot be combined with layer_decay or muon_learning_rate")
         if self.lr_drop_steps is not None and "lr_scheduler_type" in self.training:
             raise ValueError("lr_drop_steps is a schedule of its own: remove training: lr_scheduler_type")
         if not self.data.train:
@@ -243,6 +276,17 @@ def _check_segmentation(recipe: Recipe) -> None:
         raise ValueError("frozen_features and generation are for region-captioning, remove them")
 
 
+def _check_matting(recipe: Recipe) -> None:
+    model = recipe.model
+    given = [name for name in ("from_pretrained", "from_sam") if getattr(model, name)]
+    if len(given) > 1 or (not given and not model.config):
+        raise ValueError(f"model: expected one of from_pretrained, from_sam, config, got {given or 'none'}")
+    if model.language_model or recipe.tokenizer != TokenizerSection() or recipe.text is not None:
+        raise ValueError("image-matting reads no words: remove model: language_model, tokenizer and text")
+    if recipe.frozen_features or recipe.generation:
+        raise ValueError("frozen_features and generation are for region-captioning, remove them")
+
+
 @dataclass(frozen=True)
 class _Rules:
     """What a task does with the sections: its collator's, its default policy, the one with LoRA, its checks."""
@@ -256,6 +300,7 @@ class _Rules:
 _TASKS = {
     "region-captioning": _Rules(CollatorSection, "text_mixer", "text_mixer+lora", _check_captioning),
     "promptable-segmentation": _Rules(MaskCollatorSection, "all", "decoder+lora", _check_segmentation),
+    "image-matting": _Rules(MatteCollatorSection, "all", "decoder+lora", _check_matting),
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def train(
     features = None
     if parsed.frozen_features:
         features = _build_features(parsed, model, processor, [train_rows, eval_rows], arguments)
+    factor = parsed.new_layers_factor
     trainer = SegCapTrainer(
         model=trained,
         args=arguments,
@@ -80,6 +82,8 @@ def train(
         compute_metrics=None if eval_rows is None else task.metrics(parsed, processor),
         layer_decay=parsed.layer_decay,
         lr_drop_steps=parsed.lr_drop_steps,
+        muon_learning_rate=parsed.muon_learning_rate,
+        learning_rate_factors=None if factor is None else dict.fromkeys(model.new_modules, float(factor)),
     )
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     if eval_rows is not None:
@@ -143,6 +147,8 @@ def _save(recipe: Recipe, trained: Any, processor: Any, output: Path) -> None:
 
 def _training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
     options = {"report_to": "none", **recipe.training}
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        options.pop("ddp_backend", None)  # asks for a process group even where one process trains
     return TrainingArguments(
         output_dir=str(output), seed=recipe.seed, remove_unused_columns=False, label_names=["labels"], **options
     )

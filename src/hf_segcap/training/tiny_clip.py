@@ -29,6 +29,7 @@ from ..data.photographs import PhotographRegions
 from ..data.sources import MixedRows
 from ..data.synthetic import SyntheticRegions
 from ..masks import decode_rle
+from .muon import MuonAdamW, muon_parameter_groups
 from .tokenizer import END_TOKEN, train_tokenizer
 
 MIN_AREA = 40  # pixels; the generated scenes show nothing smaller
@@ -243,6 +244,7 @@ def train_tiny_clip(
     rows: Any = None,
     batch_size: int = 192,
     learning_rate: float = 2e-3,
+    muon_learning_rate: float = 5e-3,
     phrases_per_crop: int = 2,
     progress: bool = True,
 ) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
@@ -254,7 +256,8 @@ def train_tiny_clip(
         steps: optimiser steps.
         seed: of the weights, the data and all draws.
         rows: data to learn from; default `default_rows(1800, seed)`.
-        batch_size, learning_rate, phrases_per_crop: of the training; AdamW, 5 % warm-up, cosine decay.
+        batch_size, phrases_per_crop: of the training.
+        learning_rate, muon_learning_rate: see [`muon_parameter_groups`]; 5 % warm-up, cosine decay.
         progress: shows a bar.
 
     Returns:
@@ -270,10 +273,8 @@ def train_tiny_clip(
     embedder = MaskCropEmbedder(model, min_area=MIN_AREA)
     data = build_crops(default_rows(1800, seed) if rows is None else rows, embedder, seed)
     mean, std = (torch.from_numpy(v)[:, None, None] for v in (embedder.mean * 255, embedder.std * 255))
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    groups = muon_parameter_groups(model, muon_learning_rate, learning_rate, weight_decay=0.05)
+    optimizer = MuonAdamW(groups, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(steps))
     model.train()
     bar = tqdm(range(steps), desc="tiny CLIP", disable=not progress, mininterval=5)

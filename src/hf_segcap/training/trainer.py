@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
 from ..data.row_collator import RowCollator
-from .layer_decay import layer_decay_parameter_groups
+from .layer_decay import layer_decay_parameter_groups, scaled_parameter_groups
+from .muon import MuonAdamW, muon_parameter_groups
 
 # Everything a model's `generate` takes of a batch; the rest are targets.
 _TARGETS = ("input_ids", "attention_mask", "labels", "target_masks")
@@ -35,8 +36,8 @@ class _EpochCallback(TrainerCallback):
 
 class SegCapTrainer(Trainer):
     """`transformers.Trainer` with these additions: evaluation by generation for (B, P, L) labels, an evaluation collator
-    of its own, a training collator whose draws survive a resume, and two parts of SAM's recipe (layer-wise learning rates,
-    a stepwise schedule).
+    of its own, a training collator whose draws survive a resume, two parts of SAM's recipe (layer-wise learning rates, a
+    stepwise schedule), and Muon.
 
     With `compute_metrics`, evaluation passes it `predictions` (N, P, T) and `label_ids` (N, P, L), int64 token ids with
     -100 on padding (of tokens and of regions); [`decode_captions`] turns them into texts.
@@ -52,9 +53,13 @@ class SegCapTrainer(Trainer):
             [`layer_decay_parameter_groups`]; `None`: one learning rate.
         lr_drop_steps: the learning rate warms up linearly, stays, and is divided by 10 at each of these steps; `None`: the
             schedule of `args`.
+        muon_learning_rate: train the matrices of hidden layers with Muon at this rate, the rest with AdamW at that of
+            `args`, see [`muon_parameter_groups`]; `None`: the optimizer of `args` for all.
+        learning_rate_factors: of parameters by the beginning of their names, see [`scaled_parameter_groups`].
 
     Raises:
-        ValueError: (in evaluation) a caption longer than `max_caption_length`.
+        ValueError: more than one of `layer_decay`, `muon_learning_rate` and `learning_rate_factors`; (in evaluation) a caption
+            longer than `max_caption_length`.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class SegCapTrainer(Trainer):
         max_caption_length: int = 64,
         layer_decay: float | None = None,
         lr_drop_steps: Sequence[int] | None = None,
+        muon_learning_rate: float | None = None,
+        learning_rate_factors: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -82,6 +89,12 @@ class SegCapTrainer(Trainer):
         self.max_caption_length = max_caption_length
         self.layer_decay = layer_decay
         self.lr_drop_steps = lr_drop_steps
+        self.muon_learning_rate = muon_learning_rate
+        self.learning_rate_factors = learning_rate_factors
+        if sum(value is not None for value in (layer_decay, muon_learning_rate, learning_rate_factors)) > 1:
+            raise ValueError(
+                "layer_decay, muon_learning_rate and learning_rate_factors cannot be combined: give one of them"
+            )
         self.eval_collator = eval_collator
         if isinstance(self.data_collator, RowCollator):
             self.eval_collator = eval_collator or self.data_collator.for_evaluation()
@@ -95,12 +108,20 @@ class SegCapTrainer(Trainer):
         super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        model = self.model if model is None else model
+        rate, weight_decay = self.args.learning_rate, self.args.weight_decay
+        groups = None
         if self.optimizer is None and self.layer_decay is not None:
-            model = self.model if model is None else model
+            groups = layer_decay_parameter_groups(model, rate, self.layer_decay, weight_decay)
+        if self.optimizer is None and self.learning_rate_factors is not None:
+            groups = scaled_parameter_groups(model, rate, self.learning_rate_factors, weight_decay)
+        if groups is not None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            decay, weight_decay = self.layer_decay, self.args.weight_decay
-            groups = layer_decay_parameter_groups(model, self.args.learning_rate, decay, weight_decay)
             self.optimizer = optimizer_class(groups, **options)
+        if self.optimizer is None and self.muon_learning_rate is not None:
+            args = self.args
+            groups = muon_parameter_groups(model, self.muon_learning_rate, rate, weight_decay)
+            self.optimizer = MuonAdamW(groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
         return super().create_optimizer(model)
 
     def create_scheduler(
