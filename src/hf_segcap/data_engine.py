@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .files import atomic_path
 from .images import load_image
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline, to_official_records
 from .records import IMAGE_SUFFIXES, write_sa1b
@@ -74,10 +75,8 @@ def precompute_embeddings(
         pixel_values = inputs["pixel_values"].to(segmenter.device, segmenter.dtype)
         with torch.no_grad():
             embedding = segmenter.model.get_image_embeddings(pixel_values)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as stream:
+        with atomic_path(file) as temporary, open(temporary, "wb") as stream:
             np.save(stream, embedding.float().cpu().numpy(), allow_pickle=False)
-        os.replace(temporary, file)
     return files
 
 

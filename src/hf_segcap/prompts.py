@@ -31,6 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .model_frame import masks_to_frame
+
 # Label of points that only fill up ragged prompts. The model hides such tokens from attention: they change no result.
 PADDING_LABEL = -2
 # Inside, outside, SAM's "not a point", the token of zeros that is still attended to, absent.
@@ -219,11 +221,8 @@ def masks_to_low_res_logits(
         if len(image_masks) == 0:
             continue
         if image_masks.dtype == torch.bool:
-            rows, columns = (
-                _area_weights(pixels, int(reshaped), image_size, low_res_mask_size)
-                for pixels, reshaped in zip(image_masks.shape[-2:], size, strict=True)
-            )
-            image_masks = (2 * (rows @ image_masks.float() @ columns.T) - 1) * _MASK_LOGIT
+            shares = [masks_to_frame(mask, size, image_size, low_res_mask_size) for mask in image_masks.numpy()]
+            image_masks = (2 * torch.from_numpy(np.stack(shares)) - 1) * _MASK_LOGIT
         # A single mask is repeated for all prompts of its image.
         logits[i, : 1 if shared else prompts.counts[i]] = image_masks
     return logits
@@ -476,15 +475,6 @@ def _check_mask(mask: Any, size: tuple[int, int], low_res_mask_size: int, where:
     if not mask.any():
         raise ValueError(f"{where}: the mask is empty, expected at least one set pixel.")
     return torch.from_numpy(mask != 0)
-
-
-def _area_weights(pixels: int, reshaped: int, image_size: int, cells: int) -> torch.Tensor:
-    """(cells, pixels) fractions of each cell of the model frame that a pixel of the original image covers."""
-    cell = image_size / cells * pixels / reshaped  # side of a cell in original pixels
-    start = torch.arange(cells, dtype=torch.float64)[:, None] * cell
-    pixel = torch.arange(pixels, dtype=torch.float64)[None, :]
-    covered = torch.minimum(start + cell, pixel + 1) - torch.maximum(start, pixel)
-    return (covered.clamp(min=0) / cell).float()
 
 
 # --- nesting ----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .everything import MaskProposals
-from .masks import MaskRuns, decode_rle
+from .files import atomic_path
+from .masks import MaskRuns, decode_rle, upscale_masks
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -81,6 +83,30 @@ def to_records(proposals: MaskProposals, output_mode: OutputMode = "binary_mask"
     ]
 
 
+def to_matte_records(
+    proposals: MaskProposals, image_size: int, output_mode: OutputMode = "binary_mask"
+) -> list[dict[str, Any]]:
+    """The official records of mattes: those of [`to_records`] and "logit".
+
+    "logit" is, despite its name, the matte: alpha times 255, rounded down, uint8 (height, width) of the whole image. All
+    mattes are held at once: that is a byte per pixel and record.
+
+    Args:
+        proposals: what [`~hf_segcap.everything.generate_masks`] found with `mattes=True`.
+        image_size: side of the padded model frame in pixels.
+        output_mode: as in [`to_records`].
+    """
+
+    def finish(low_res: torch.Tensor, crop_size: tuple[int, int], reshaped_size: tuple[int, int]) -> np.ndarray:
+        alpha = upscale_masks(low_res[None, None], reshaped_size, crop_size, image_size)[0, 0].sigmoid_()
+        return (alpha * 255).to(torch.uint8).numpy()
+
+    records = to_records(proposals, output_mode)
+    for index, record in enumerate(records):
+        record["logit"] = proposals.matte(index, finish)
+    return records
+
+
 def segmentations_of(runs: MaskRuns, output_mode: OutputMode) -> Any:
     """An iterable over the masks in the form of `output_mode`, see [`to_records`]."""
     if check_output_mode(output_mode) == "uncompressed_rle":
@@ -136,7 +162,10 @@ def write_sa1b(
         annotation |= {} if score is None or math.isfinite(score) else {"stability_score": None}
         annotations.append({"id": index, "segmentation": runs.to_coco()[0], **annotation})
     image = {"image_id": image_id, "width": width, "height": height, "file_name": file_name}
-    _write_atomically(Path(path), json.dumps({"image": image, "annotations": annotations}, default=_plain_number))
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps({"image": image, "annotations": annotations}, default=_plain_number), encoding="utf-8"
+        )
 
 
 def _plain_number(value: Any) -> Any:
@@ -312,17 +341,5 @@ def write_coco_json(path: str | os.PathLike[str], records: Sequence[Mapping[str,
         path: the json file. It appears complete or not at all.
         records: as [`to_records`] gives them with `output_mode="coco_rle"`.
     """
-    _write_atomically(Path(path), json.dumps(list(records), default=_plain_number))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(list(records), default=_plain_number), encoding="utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..files import atomic_path
 from ..images import load_image
 
 logger = logging.get_logger(__name__)
@@ -199,10 +199,8 @@ class FeatureCache:
         shards: dict[str, list[str]] = {}
         for key, name in self._shard_of.items():
             shards.setdefault(name, []).append(key)
-        _write_atomically(
-            self.directory / _INDEX,
-            lambda path: path.write_text(json.dumps({"format": 1, "features": len(self), "shards": shards})),
-        )
+        with atomic_path(self.directory / _INDEX) as temporary:
+            temporary.write_text(json.dumps({"format": 1, "features": len(self), "shards": shards}))
 
 
 class _ShardWriter:
@@ -229,17 +227,10 @@ class _ShardWriter:
             return
         # A new name every time: nobody writes a file that another process may be reading, or deleting as damaged.
         path = self.directory / f"features-{uuid.uuid4().hex}.safetensors"
-        _write_atomically(path, lambda temporary: save_file(self._tensors, temporary))
+        with atomic_path(path) as temporary:
+            save_file(self._tensors, temporary)
         self._written.update(self._tensors)
         self._tensors, self._size = {}, 0
-
-
-def _write_atomically(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _shard_keys(path: Path) -> list[str]:
