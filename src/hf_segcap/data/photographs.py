@@ -6,7 +6,9 @@ The photographs come inside scikit-image (public domain or CC0) and this package
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import colorsys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ PHOTOGRAPHS = {
 }
 _LONGEST_SIDE = 448  # of a photograph before cropping
 _LONGEST_CROP = 224  # of what a row shows: about what the bundled models see, so that texture is measured alike
+_HUE_ODDS = 0.5
+_SEGMENT_HUE_ODDS = 0.4
+_HAZE_ODDS = 0.35  # light colours are rare in these photographs
+_CHROMA_AXES = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]]) / 6**0.5  # orthonormal, perpendicular to grey
 _SEGMENT_SHARE = (0.004, 0.5)  # of the crop: smaller and larger segments are not described
 
 
@@ -72,15 +78,15 @@ def random_regions(image: Image.Image, boxes: int, seed: int) -> dict[str, Any]:
     """A row of a photograph of your own: random boxes, described by their pixels."""
     image, _ = _shrink(image, None)
     rng = np.random.default_rng(seed)
-    regions = [_box_region(np.asarray(image), rng) for _ in range(boxes)]
-    return _row(image, 0, regions)
+    pixels = np.asarray(image)
+    return _row(image, 0, [_region(pixels, random_box(rng, pixels.shape[:2])) for _ in range(boxes)])
 
 
 class PhotographRegions(Dataset):
     """Rows of photographs (the row format of `hf_segcap.data.sources`); row i depends on `seed` and i only.
 
-    Regions are random boxes without a mask, described by all their pixels, and segments of similar colour with a mask,
-    kept if the box around them would be given the same colour word.
+    Regions are random boxes without a mask, described by all their pixels (augmented: of as many colours as are
+    found), and segments of similar colour with a mask, kept if the box around them would be given the same colour word.
 
     Args:
         n: number of rows.
@@ -111,30 +117,32 @@ class PhotographRegions(Dataset):
         image, labels = load_photograph(name), segment_photograph(name) if self.segments else None
         image, labels = _augment(image, labels, rng) if self.augment else _shrink(image, labels)
         pixels = np.asarray(image)
-        regions = [_box_region(pixels, rng) for _ in range(self.boxes)]
+        sums = _integral(pixels)
+        if self.augment:
+            boxes = _of_many_colours(sums, [random_box(rng, pixels.shape[:2]) for _ in range(3 * self.boxes)])
+        else:
+            boxes = [random_box(rng, pixels.shape[:2]) for _ in range(self.boxes)]
+        regions = [_region(pixels, box) for box in boxes[: self.boxes]]
         if labels is not None:
-            regions += self._segment_regions(pixels, labels, rng)
+            regions += self._segment_regions(pixels, sums, labels, rng)
         return _row(image, index, regions)
 
     def _segment_regions(
-        self, pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+        self, pixels: np.ndarray, sums: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> list[dict[str, Any]]:
+        from scipy.ndimage import find_objects
+
         counts = np.bincount(labels.ravel())
-        values, share = np.arange(len(counts)), counts / labels.size
-        regions: list[dict[str, Any]] = []
-        for value in rng.permutation(values[(share > _SEGMENT_SHARE[0]) & (share < _SEGMENT_SHARE[1])]):
-            if len(regions) == self.segments:
-                break
-            mask = labels == value
-            ys, xs = np.nonzero(mask)
-            box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
-            words = describe_region(pixels, box, mask)
-            inside = pixels[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])]
-            if words.colour == str(colour_words(inside.mean(axis=(0, 1)))[0]):
-                regions.append(
-                    {"box": list(box), "phrases": [words.caption()], "mask": encode_rle(mask), "category": None}
-                )
-        return regions
+        share = counts / labels.size
+        values = rng.permutation(np.flatnonzero((share > _SEGMENT_SHARE[0]) & (share < _SEGMENT_SHARE[1])))
+        if not len(values):
+            return []
+        places = find_objects(labels + 1)
+        boxes = [(p[1].start, p[0].start, p[1].stop, p[0].stop) for p in (places[value] for value in values)]
+        totals = [np.bincount(labels.ravel(), weights=pixels[..., channel].ravel()) for channel in range(3)]
+        own = colour_words(np.stack(totals, axis=-1)[values] / counts[values, None])[0]
+        kept = np.flatnonzero(own == _box_colours(sums, boxes))[: self.segments]
+        return [_region(pixels, boxes[i], labels == values[i]) for i in kept]
 
     def texts(self) -> Iterator[str]:
         """Captions with every word of the generated world."""
@@ -146,10 +154,34 @@ def _row(image: Image.Image, index: int, regions: list[dict[str, Any]]) -> dict[
     return {"image": image, "image_id": index, **size, "caption": None, "regions": regions}
 
 
-def _box_region(pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-    box = random_box(rng, pixels.shape[:2])
-    caption = describe_region(pixels, box).caption()
-    return {"box": [float(v) for v in box], "phrases": [caption], "mask": None, "category": None}
+def _region(pixels: np.ndarray, box: Sequence[int], mask: np.ndarray | None = None) -> dict[str, Any]:
+    caption = describe_region(pixels, box, mask).caption()
+    rle = None if mask is None else encode_rle(mask)
+    return {"box": [float(v) for v in box], "phrases": [caption], "mask": rle, "category": None}
+
+
+def _integral(pixels: np.ndarray) -> np.ndarray:
+    """(H + 1, W + 1, 3) int32 sums of the pixels (H, W, 3) above and left of each corner."""
+    sums = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1, 3), dtype=np.int32)
+    np.cumsum(pixels, axis=1, dtype=np.int32, out=sums[1:, 1:])
+    return np.cumsum(sums, axis=0, out=sums)
+
+
+def _box_colours(sums: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
+    """The word for the mean colour of each box, from the `_integral` of its image."""
+    x0, y0, x1, y1 = np.array(boxes, dtype=int).reshape(-1, 4).T
+    inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    return colour_words(inside / ((x1 - x0) * (y1 - y0))[:, None])[0]
+
+
+def _of_many_colours(sums: np.ndarray, boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """The boxes, in turn one of each colour word: most of a photograph is grey or black."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for word in _box_colours(sums, boxes).tolist():
+        turns.append(seen[word])
+        seen[word] += 1
+    return [boxes[i] for i in np.argsort(turns, kind="stable")]
 
 
 def _shrink(image: Image.Image, labels: np.ndarray | None) -> tuple[Image.Image, np.ndarray | None]:
@@ -161,10 +193,19 @@ def _shrink(image: Image.Image, labels: np.ndarray | None) -> tuple[Image.Image,
     return image, labels
 
 
+def _hue_rotation(rng: np.random.Generator) -> np.ndarray:
+    """A matrix (3, 3) float32 for colours as rows: turns them around the grey axis and changes their distance from it."""
+    turn, gain = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.6)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * gain
+    grey = np.full((3, 3), 1 / 3)
+    return (grey + _CHROMA_AXES.T @ rotation @ _CHROMA_AXES).astype(np.float32)
+
+
 def _augment(
     image: Image.Image, labels: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """Random crop (40 to 100 % of each side), flip, and colours: saturation, brightness, channel order, one channel's gain."""
+    """Random crop (40 to 100 % of each side), flip, and colours: saturation, brightness, channel order, a random
+    mean colour, hue (of the whole, of some segments of their own) and haze: the photographs have few colours of their own."""
     width, height = image.size
     crop_width, crop_height = (int(side * rng.uniform(0.4, 1)) for side in (width, height))
     left, top = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
@@ -180,5 +221,14 @@ def _augment(
     if rng.random() < 0.4:
         pixels = pixels[..., rng.permutation(3)]
     if rng.random() < 0.5:
-        pixels[..., int(rng.integers(3))] *= rng.uniform(0.5, 1.3)
+        wanted = np.array(colorsys.hsv_to_rgb(*rng.uniform((0, 0, 0.25), (1, 0.9, 1)))) * 255
+        pixels *= (wanted / (pixels.mean(axis=(0, 1)) + 1)).clip(0.35, 3).astype(np.float32)
+    if rng.random() < _HUE_ODDS:
+        pixels = pixels @ _hue_rotation(rng)
+    if labels is not None and rng.random() < _SEGMENT_HUE_ODDS:
+        some = (rng.random(int(labels.max()) + 1) < 0.4)[labels]
+        pixels[some] = pixels[some] @ _hue_rotation(rng)
+    if rng.random() < _HAZE_ODDS:
+        haze = np.float32(rng.uniform(0, 0.6))
+        pixels += haze * (rng.uniform(190, 255, 3).astype(np.float32) - pixels)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), labels
