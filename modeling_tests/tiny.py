@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         SamForPromptableSegmentation,
         SamPromptableConfig,
         SamPromptableProcessor,
+        ZimConfig,
+        ZimForMatting,
+        ZimProcessor,
     )
 
 IMAGE_SIZE = 64
@@ -189,6 +192,46 @@ def tiny_sam_processor(*, text: bool = False) -> SamPromptableProcessor:
     from hf_segcap import SamPromptableProcessor
 
     return SamPromptableProcessor(tiny_image_processor(), tiny_tokenizer(add_end=True) if text else None)
+
+
+def tiny_zim_config(**overrides: Any) -> ZimConfig:
+    """A ZIM configuration: 64-pixel images, a 4 x 4 grid, details at strides 2, 4, 8.
+
+    `overrides` are fields of the configuration, or fields of its parts as dicts (`vision_config={...}`).
+    """
+    from hf_segcap import ZimConfig
+
+    own = {"vision_config": {"patch_size": 16}, "prompt_encoder_config": {"patch_size": 16}}
+    parts = {name: {**fields, **own.get(name, {}), **overrides.pop(name, {})} for name, fields in _SAM_PARTS.items()}
+    return ZimConfig(**parts, **{"point_sigma": 1.5, **overrides})
+
+
+def tiny_zim(seed: int = 0, spread: float | None = None, **kwargs: Any) -> ZimForMatting:
+    """A random `ZimForMatting` in eval mode; `kwargs` go to `tiny_zim_config`.
+
+    `spread`: standard deviation of every parameter but those of norms, so that mattes depend much on prompts; the running
+    statistics of batch norms are then random, too.
+    """
+    from hf_segcap import ZimForMatting
+
+    torch.manual_seed(seed)
+    model = ZimForMatting(tiny_zim_config(**kwargs)).eval()
+    if spread is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" not in name:
+                    parameter.normal_(0, spread)
+            for name, buffer in model.named_buffers():
+                if "running" in name:
+                    buffer.uniform_(0.5, 1.5)
+    return model
+
+
+def tiny_zim_processor() -> ZimProcessor:
+    """A `ZimProcessor` that fits `tiny_zim`."""
+    from hf_segcap import ZimProcessor
+
+    return ZimProcessor(tiny_image_processor())
 
 
 def tiny_tokenizer(*, pad_token: bool = True, add_bos: bool = False, add_end: bool = False) -> PreTrainedTokenizerFast:

@@ -7,6 +7,9 @@ from .models.sam.processing_sam import SamPromptableProcessor
 from .models.sam_caption.configuration_sam_caption import SamCaptionConfig, SamCaptionMaskDecoderConfig
 from .models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
 from .models.sam_caption.processing_sam_caption import SamCaptionProcessor
+from .models.zim.configuration_zim import ZimConfig
+from .models.zim.modeling_zim import ZimForMatting, ZimModel
+from .models.zim.processing_zim import ZimProcessor
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline
 from .pipelines.region_captioning import RegionCaptioningPipeline
 from .registration import register_all
@@ -23,6 +26,10 @@ __all__ = [
     "SamForPromptableSegmentation",
     "SamPromptableConfig",
     "SamPromptableProcessor",
+    "ZimConfig",
+    "ZimForMatting",
+    "ZimModel",
+    "ZimProcessor",
     "__version__",
 ]
 

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageMatting,
     AutoModelForImageTextToText,
     AutoModelForMaskGeneration,
     AutoProcessor,
@@ -25,6 +27,9 @@ from .models.sam.processing_sam import SamPromptableProcessor
 from .models.sam_caption.configuration_sam_caption import SamCaptionConfig
 from .models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
 from .models.sam_caption.processing_sam_caption import SamCaptionProcessor
+from .models.zim.configuration_zim import ZimConfig
+from .models.zim.modeling_zim import ZimForMatting, ZimModel
+from .models.zim.processing_zim import ZimProcessor
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline
 from .pipelines.region_captioning import RegionCaptioningPipeline
 
@@ -37,8 +42,8 @@ class System:
     models: dict[Any, type[PreTrainedModel]]  # Auto class -> model class
     processor: type[ProcessorMixin]
     task: str
-    pipeline: type[Pipeline]
-    pipeline_type: str  # transformers' kind of task: "image", "multimodal", ...
+    pipeline: type[Pipeline] | None = None
+    pipeline_type: str = "multimodal"  # transformers' kind of task: "image", "multimodal", ...
     # What the pipeline loads a checkpoint with, if not the Auto classes, which know other classes for peers' checkpoints.
     pipeline_models: tuple[type[PreTrainedModel], ...] = ()
 
@@ -63,6 +68,12 @@ SYSTEMS = (
             SamForPromptableSegmentation,
         ),  # facebook/sam-vit-* is transformers' SamModel to Auto classes
     ),
+    System(
+        config=ZimConfig,
+        models={AutoModel: ZimModel, AutoModelForImageMatting: ZimForMatting},
+        processor=ZimProcessor,
+        task="image-matting",
+    ),
 )
 
 
@@ -84,6 +95,8 @@ def register_all() -> None:
             auto_class.register(system.config, model, exist_ok=True)
         AutoProcessor.register(system.config, system.processor, exist_ok=True)
         AutoImageProcessor.register(system.config, image_processor_classes=_image_processors(), exist_ok=True)
+        if system.pipeline is None:
+            continue
         # a model that is being trained from its recipe is not there yet
         bundled = bundled_model(system.task) if system.task in bundled_tasks() else None
         PIPELINE_REGISTRY.register_pipeline(

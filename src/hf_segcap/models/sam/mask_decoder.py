@@ -71,6 +71,7 @@ class SamRowMaskDecoder(SamMaskDecoder):
         prompt_tokens: Tensor | None,
         prompt_token_mask: Tensor | None = None,
         shared: SharedImage | None = None,
+        **mixer_options: Any,
     ) -> MixedTokens:
         """
         Args:
@@ -79,12 +80,15 @@ class SamRowMaskDecoder(SamMaskDecoder):
             prompt_tokens: (R, N, C), or None without point, box and text (one row per row of `stream`).
             prompt_token_mask: (R, N) bool, False for padding, or None.
             shared: `self.transformer.project_shared(stream, image_positions)` for a stream (1, S, C).
+            mixer_options: further arguments of `self.transformer`.
         """
         num_rows = len(prompt_tokens) if prompt_tokens is not None else len(stream)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(num_rows, -1, -1)
         inputs = output_tokens if prompt_tokens is None else torch.cat([output_tokens, prompt_tokens], dim=1)
         token_mask = pad_left(prompt_token_mask, output_tokens.shape[1])
-        outputs, mixed_stream = self.transformer(inputs, stream, image_positions, token_mask, shared=shared)
+        outputs, mixed_stream = self.transformer(
+            inputs, stream, image_positions, token_mask, shared=shared, **mixer_options
+        )
         return MixedTokens(inputs, outputs, mixed_stream, token_mask)
 
     def mask_token_outputs(self, mixed: MixedTokens) -> Tensor:
@@ -97,11 +101,17 @@ class SamRowMaskDecoder(SamMaskDecoder):
 
     def predict_masks(self, mixed: MixedTokens, selected: slice = slice(None)) -> Tensor:
         """Logits (R, M, 4g, 4g) of the selected masks: a small network per mask token against the upscaled image."""
-        tokens = self.mask_token_outputs(mixed)
+        image = self.activation(self.upscale_layer_norm(self.upscale_conv1(self.image_map(mixed))))
+        return self.compare(mixed, self.activation(self.upscale_conv2(image)), selected)
+
+    def image_map(self, mixed: MixedTokens) -> Tensor:
+        """The image stream as a map (R, C, g, g)."""
         side = int(mixed.stream.shape[1] ** 0.5)
-        image = mixed.stream.transpose(1, 2).unflatten(2, (side, side))
-        image = self.activation(self.upscale_layer_norm(self.upscale_conv1(image)))
-        image = self.activation(self.upscale_conv2(image))
+        return mixed.stream.transpose(1, 2).unflatten(2, (side, side))
+
+    def compare(self, mixed: MixedTokens, image: Tensor, selected: slice = slice(None)) -> Tensor:
+        """Products of an upscaled image (R, c, h, w) with the weights that the mask tokens give, (R, M, h, w)."""
+        tokens = self.mask_token_outputs(mixed)
         mlps = list(enumerate(self.output_hypernetworks_mlps))[selected]
         weights = torch.stack([mlp(tokens[:, i]) for i, mlp in mlps], dim=1)
         return torch.bmm(weights, image.flatten(2)).unflatten(2, image.shape[-2:])

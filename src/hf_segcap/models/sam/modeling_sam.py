@@ -78,6 +78,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
 
     config: SamPromptableConfig
     hub_task = "promptable-segmentation"
+    never_trained = ("text_model",)
     input_modalities = ("image", "text")
     _can_record_outputs = {"mask_decoder_attentions": OutputRecorder(SamTwoWayBlock, index=2)}
 
@@ -100,7 +101,6 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
                 self.register_buffer("text_centre", torch.zeros(config.text_config.projection_dim))
         if config.text_embed_dim is not None:
             self.text_projection = nn.Linear(config.text_embed_dim, config.mask_decoder_config.hidden_size)
-        self._frozen_in_eval: tuple[str, ...] = ()
         self.post_init()
 
     @classmethod
@@ -156,38 +156,6 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_encoder.get_input_embeddings()
-
-    def freeze_for(self, policy: str, frozen_in_eval: bool = True):
-        """Chooses what is trained. CLIP's text model never is.
-
-        Args:
-            policy: `"decoder"`: prompt encoder, mask decoder and text projection. `"decoder+lora"`: these and LoRA
-                weights that are already in the model. `"all"`: everything.
-            frozen_in_eval: keeps the frozen image encoder in eval mode during training.
-
-        Raises:
-            ValueError: for an unknown policy, or "+lora" without LoRA weights.
-        """
-        if policy not in ("decoder", "decoder+lora", "all"):
-            raise ValueError(f"policy must be 'decoder', 'decoder+lora' or 'all', got {policy!r}.")
-        if policy == "decoder+lora" and not any("lora_" in name for name, _ in self.named_parameters()):
-            raise ValueError(
-                "policy 'decoder+lora' needs LoRA weights in the model: add them first, e.g. with "
-                "model.add_adapter(LoraConfig(target_modules=model.lora_target_modules))."
-            )
-        for name, parameter in self.named_parameters():
-            encoder = name.startswith("vision_encoder") and policy != "all"
-            trained = "lora_" in name if encoder else not name.startswith("text_model")
-            parameter.requires_grad_(trained)
-        self._frozen_in_eval = ("vision_encoder",) if policy == "decoder" and frozen_in_eval else ()
-        return self.train(self.training)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        frozen = (*self._frozen_in_eval, *(["text_model"] if self.config.text_config is not None else []))
-        for name in frozen if mode else ():
-            self.get_submodule(name).eval()
-        return self
 
     def get_text_embeds(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids (..., L) -> CLIP text embeddings (..., E), of length one.

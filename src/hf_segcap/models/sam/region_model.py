@@ -34,6 +34,9 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
 
     incomplete_checkpoint_hint: ClassVar[str] = ""
     """What to do instead of loading a checkpoint that lacks weights."""
+    never_trained: ClassVar[tuple[str, ...]] = ()
+    """Modules, where the model has them, that no policy of `freeze_for` trains."""
+    _frozen_in_eval: tuple[str, ...] = ()
 
     vision_encoder: Any
     shared_image_embedding: SamPositionEncoding
@@ -63,6 +66,38 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
             )
         return (model, info) if want_info else model
 
+    def freeze_for(self, policy: str, frozen_in_eval: bool = True):
+        """Chooses what is trained, among what is not in `never_trained` (a text model of CLIP).
+
+        Args:
+            policy: `"decoder"`: everything but the image encoder. `"decoder+lora"`: the same and LoRA weights that are
+                already in the image encoder. `"all"`: everything.
+            frozen_in_eval: keeps the frozen image encoder in eval mode during training.
+
+        Raises:
+            ValueError: for an unknown policy, or "+lora" without LoRA weights.
+        """
+        if policy not in ("decoder", "decoder+lora", "all"):
+            raise ValueError(f"policy must be 'decoder', 'decoder+lora' or 'all', got {policy!r}.")
+        if policy == "decoder+lora" and not any("lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError(
+                "policy 'decoder+lora' needs LoRA weights in the model: add them first, e.g. with "
+                "model.add_adapter(LoraConfig(target_modules=model.lora_target_modules))."
+            )
+        for name, parameter in self.named_parameters():
+            encoder = name.startswith("vision_encoder") and policy != "all"
+            trained = "lora_" in name if encoder else not name.startswith(self.never_trained)
+            parameter.requires_grad_(trained)
+        self._frozen_in_eval = ("vision_encoder",) if policy == "decoder" and frozen_in_eval else ()
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for name in (*self._frozen_in_eval, *self.never_trained) if mode else ():
+            if hasattr(self, name.partition(".")[0]):
+                self.get_submodule(name).eval()
+        return self
+
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, C, g, g). Differentiable; the expensive pass, once per image."""
         return self.encode_or_reuse(pixel_values, None, **kwargs)[0]
@@ -87,6 +122,8 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
         image_embeddings: Tensor,
         rows: PromptRows,
         decode: Callable[[Tensor, Tensor, PromptRows, SharedImage | None], Result],
+        rows_per_part: int | None = None,
+        in_one_part: bool = False,
     ) -> list[Result]:
         """Applies `decode(stream, positions, rows, shared)` to the rows, in one or several parts, in their order.
 
@@ -94,11 +131,15 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
         of a part stay in the processor's cache, and the first block projects each image once.
 
         `stream` is (1, S, C) with the no-mask embedding and `shared`, or the raw image of each row (R, S, C).
+
+        Args:
+            rows_per_part: at most so many rows at a time (default: by the size of the image streams).
+            in_one_part: all rows at once, without gradients, too.
         """
         image_embeddings = image_embeddings.to(self._stream_dtype)
         positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
         images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
-        if torch.is_grad_enabled() or self.mask_decoder.config._attn_implementation == "eager":
+        if in_one_part or torch.is_grad_enabled() or self.mask_decoder.config._attn_implementation == "eager":
             # gradients need all streams anyway, and attention weights are recorded in one piece
             return [decode(images[rows.image_index], positions, rows, None)]
         parts = []
@@ -109,7 +150,7 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
                 shared = self.mask_decoder.transformer.project_shared(prompted, positions)
                 image = image if shared is None else prompted
             of_image = (rows.image_index == index).nonzero()[:, 0]
-            for chunk in of_image.split(_rows_per_part(image)):
+            for chunk in of_image.split(rows_per_part or _rows_per_part(image)):
                 part = rows.select(chunk)
                 stream = image if shared is not None else image.expand(len(part), -1, -1)
                 parts.append(decode(stream, positions, part, shared))

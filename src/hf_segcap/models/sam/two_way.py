@@ -11,7 +11,9 @@ Parameters and state-dict keys are those of transformers' `SamTwoWayTransformer`
 * tokens that only pad a ragged batch are masked as keys, so a padded prompt gives the result of the unpadded one.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,20 @@ class SharedImage(NamedTuple):
     key: Tensor
     value: Tensor
     query: Tensor
+
+
+class Modulation(Protocol):
+    """Changes the attention scores between R rows of tokens and the positions of the image, before the softmax."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Scores (R, *, S) or (heads, R, *, S)."""
+        ...
+
+    def attend(
+        self, attention: SamAttention, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `attention` returns for these inputs, with changed scores: the path through transformers' attention."""
+        ...
 
 
 def _heads(x: Tensor, attention: SamAttention) -> Tensor:
@@ -42,30 +58,37 @@ def _merge_tokens(x: Tensor) -> Tensor:
     return x.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def token_to_image(attention: SamAttention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def token_to_image(
+    attention: SamAttention, tokens: Tensor, keys: Tensor, values: Tensor, modulation: Modulation | None = None
+) -> Tensor:
     """Attention of tokens (R, n, C) over an image stream: keys, values (R, S, C). Returns (R, n, C)."""
     num_rows, num_tokens, _ = tokens.shape
     query = _heads(attention.q_proj(tokens), attention) * attention.scaling
     folded = torch.einsum("rnhd,hdc->rhnc", query, _head_weight(attention.k_proj, attention)).flatten(1, 2)
     scores = torch.bmm(folded, keys.transpose(1, 2))
-    if torch.is_grad_enabled():
-        # shifts all scores of a token equally, which the softmax does not see: only for the (zero) gradient of the
-        # bias, without which distributed training waits for it
+    if modulation is not None or torch.is_grad_enabled():
+        # shifts all scores of a token equally, which the softmax alone does not see: else only for the (zero) gradient
+        # of the bias, without which distributed training waits for it
         scores = (
             scores
             + torch.einsum("rnhd,hd->rhn", query, _heads(attention.k_proj.bias, attention)).flatten(1)[..., None]
         )
-    weights = scores.softmax(-1)
+    weights = (scores if modulation is None else modulation(scores)).softmax(-1)
     context = torch.bmm(weights, values).unflatten(1, (-1, num_tokens))
     out = torch.einsum("rhnc,hdc->rnhd", context, _head_weight(attention.v_proj, attention)).flatten(2)
     return attention.out_proj(out + attention.v_proj.bias)
 
 
-def token_to_shared_image(attention: SamAttention, tokens: Tensor, image: SharedImage) -> Tensor:
+def token_to_shared_image(
+    attention: SamAttention, tokens: Tensor, image: SharedImage, modulation: Modulation | None = None
+) -> Tensor:
     """As `token_to_image` for one image shared by all rows."""
     num_rows, num_tokens, _ = tokens.shape
     query = _merge_tokens(_heads(attention.q_proj(tokens), attention)) * attention.scaling
-    weights = torch.bmm(query, _heads(image.key, attention).permute(1, 2, 0)).softmax(-1)
+    scores = torch.bmm(query, _heads(image.key, attention).permute(1, 2, 0))
+    if modulation is not None:
+        scores = modulation(scores.unflatten(1, (num_rows, num_tokens))).flatten(1, 2)
+    weights = scores.softmax(-1)
     out = torch.bmm(weights, _heads(image.value, attention).transpose(0, 1))
     return attention.out_proj(out.unflatten(1, (num_rows, num_tokens)).permute(1, 2, 0, 3).flatten(2))
 
@@ -79,6 +102,7 @@ def image_to_token(
     token_mask: Tensor | None,
     shared_query: Tensor | None = None,
     in_place: bool = False,
+    modulation: Modulation | None = None,
 ) -> Tensor:
     """`stream` + attention of every image position over the tokens.
 
@@ -89,16 +113,19 @@ def image_to_token(
         token_mask: (R, n) bool, False for tokens that only pad, or None.
         shared_query: (S, inner) projected queries if the stream is shared by all rows.
         in_place: the result may overwrite `stream`.
+        modulation: of the scores, or None.
     """
     num_rows, num_tokens, channels = keys.shape
     key = _heads(attention.k_proj(keys), attention) * attention.scaling
     if shared_query is None:
         folded = torch.einsum("rnhd,hdc->rhnc", key, _head_weight(attention.q_proj, attention)).flatten(1, 2)
         bias = torch.einsum("rnhd,hd->rhn", key, _heads(attention.q_proj.bias, attention)).flatten(1)[..., None]
-        scores = torch.baddbmm(bias, folded, stream_with_positions.transpose(1, 2)).unflatten(1, (-1, num_tokens))
+        scores = torch.baddbmm(bias, folded, stream_with_positions.transpose(1, 2))
+        scores = (scores if modulation is None else modulation(scores)).unflatten(1, (-1, num_tokens))
     else:
         scores = torch.bmm(_merge_tokens(key), _heads(shared_query, attention).permute(1, 2, 0))
-        scores = scores.unflatten(1, (num_rows, num_tokens)).transpose(0, 1)
+        scores = scores.unflatten(1, (num_rows, num_tokens))
+        scores = (scores if modulation is None else modulation(scores)).transpose(0, 1)
     if token_mask is not None:
         scores = scores.masked_fill(~token_mask[:, None, :, None], float("-inf"))
     weights = scores.softmax(2).flatten(1, 2)  # (R, heads * n, S)
@@ -112,13 +139,14 @@ def image_to_token(
     return torch.baddbmm(stream.expand(num_rows, -1, -1), weights.transpose(1, 2), folded_value.flatten(1, 2))
 
 
-def _is_plain(attention: SamAttention) -> bool:
-    """Folding reads weights directly, past adapters around a projection and hooks that bring its weights (offloading)."""
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the weight of a layer may be read directly: no adapter is around it, no hook brings it (offloading)."""
+    return type(module) is kind and not hasattr(module, "_hf_hook") and not hasattr(module.weight, "ds_id")
+
+
+def _is_plain_attention(attention: SamAttention) -> bool:
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-    return all(
-        type(linear) is nn.Linear and not hasattr(linear, "_hf_hook") and not hasattr(linear.weight, "ds_id")
-        for linear in projections
-    )
+    return all(is_plain(linear, nn.Linear) for linear in projections)
 
 
 class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
@@ -134,6 +162,8 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
         shared: SharedImage | None = None,
         fold: bool = True,
         owns_stream: bool = False,
+        to_image: Modulation | None = None,
+        to_tokens: Modulation | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
@@ -145,6 +175,7 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
             shared: projections of the shared stream, see `SamTwoWayMixer.project_shared`.
             fold: False computes through transformers' attention classes (adapters, recorded attention).
             owns_stream: nobody else needs `stream`: without gradients it is updated in place.
+            to_image, to_tokens: modulations of the token-to-image and the image-to-token attention, or None.
 
         Returns:
             tokens, stream (R, S, C), and the token-to-image attention weights (None unless `fold=False` and eager).
@@ -161,11 +192,13 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
         weights = None
         stream_with_positions = stream if shared is not None else stream + image_positions  # unused when shared
         if shared is not None:
-            update = token_to_shared_image(self.cross_attn_token_to_image, query, shared)
+            update = token_to_shared_image(self.cross_attn_token_to_image, query, shared, to_image)
         elif fold:
-            update = token_to_image(self.cross_attn_token_to_image, query, stream_with_positions, stream)
+            update = token_to_image(self.cross_attn_token_to_image, query, stream_with_positions, stream, to_image)
         else:
-            update, weights = self._attend(self.cross_attn_token_to_image, query, stream_with_positions, stream)
+            update, weights = self._attend(
+                self.cross_attn_token_to_image, query, stream_with_positions, stream, modulation=to_image
+            )
         tokens = self.layer_norm2(tokens + update)
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
 
@@ -180,18 +213,17 @@ class SamTwoWayBlock(GradientCheckpointingLayer, SamTwoWayAttentionBlock):
                 token_mask,
                 shared_query=None if shared is None else shared.query,
                 in_place=owns_stream and not torch.is_grad_enabled(),
+                modulation=to_tokens,
             )
         else:
-            stream = (
-                stream + self._attend(self.cross_attn_image_to_token, stream_with_positions, key, tokens, self_bias)[0]
-            )
+            attention = self.cross_attn_image_to_token
+            stream = stream + self._attend(attention, stream_with_positions, key, tokens, self_bias, to_tokens)[0]
         return tokens, self.layer_norm4(stream), weights
 
     @staticmethod
-    def _attend(attention, query, key, value, bias=None):
-        out, weights = attention(
-            query=query[:, None], key=key[:, None], value=value[:, None], attention_similarity=bias
-        )
+    def _attend(attention, query, key, value, bias=None, modulation: Modulation | None = None):
+        attend: Callable = attention if modulation is None else partial(modulation.attend, attention)
+        out, weights = attend(query=query[:, None], key=key[:, None], value=value[:, None], attention_similarity=bias)
         return out[:, 0], weights
 
 
@@ -226,7 +258,9 @@ class SamTwoWayMixer(SamTwoWayTransformer):
         attentions = [self.final_attn_token_to_image]
         for layer in self.layers:
             attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-        return self.config._attn_implementation != "eager" and all(_is_plain(attention) for attention in attentions)
+        return self.config._attn_implementation != "eager" and all(
+            _is_plain_attention(attention) for attention in attentions
+        )
 
     def project_shared(self, stream: Tensor, image_positions: Tensor) -> SharedImage | None:
         """Projects a stream (1, S, C) for the first block once for all prompts; None where folding is off."""
@@ -248,6 +282,9 @@ class SamTwoWayMixer(SamTwoWayTransformer):
         token_mask: Tensor | None = None,
         shared: SharedImage | None = None,
         num_output_tokens: int | None = None,
+        to_image: Modulation | None = None,
+        to_tokens: Modulation | None = None,
+        final_to_image: Modulation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
@@ -257,6 +294,8 @@ class SamTwoWayMixer(SamTwoWayTransformer):
             token_mask: (R, n) bool, False for padding tokens, or None.
             shared: result of `project_shared` for a stream (1, S, C).
             num_output_tokens: only the first so many tokens get the final attention (default: all).
+            to_image, to_tokens, final_to_image: modulations of the blocks' token-to-image and image-to-token attention,
+                and of the final attention.
 
         Returns:
             tokens (R, num_output_tokens or n, C), stream (R, S, C).
@@ -275,11 +314,14 @@ class SamTwoWayMixer(SamTwoWayTransformer):
                 shared=shared if i == 0 else None,
                 fold=fold,
                 owns_stream=i > 0,
+                to_image=to_image,
+                to_tokens=to_tokens,
             )
         tokens = tokens[:, :num_output_tokens]
         query = tokens + token_positions[:, :num_output_tokens]
+        attention, keys = self.final_attn_token_to_image, stream + image_positions
         if fold:
-            update = token_to_image(self.final_attn_token_to_image, query, stream + image_positions, stream)
+            update = token_to_image(attention, query, keys, stream, final_to_image)
         else:
-            update = SamTwoWayBlock._attend(self.final_attn_token_to_image, query, stream + image_positions, stream)[0]
+            update = SamTwoWayBlock._attend(attention, query, keys, stream, modulation=final_to_image)[0]
         return self.layer_norm_final_attn(tokens + update), stream
