@@ -46,6 +46,20 @@ def test_masks_follow_the_boxes():
         assert np.abs(found - box).max() <= 1.5, seed
 
 
+def test_mattes_follow_the_image():
+    """A grey image and the matte of the same values stay the same, but for the last bit and the padding."""
+    image = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8).repeat(9, 0).repeat(9, 1)
+    for seed in range(6):
+        transform = LargeScaleJitter(64, 0.3, 1.6).draw(image.shape, np.random.default_rng(seed))
+        matte = transform.apply_matte(image.astype(np.float32) / 255)
+        moved = transform.apply_image(np.repeat(image[..., None], 3, axis=2))[..., 0]
+        height, width = (min(side, 64) for side in transform.resized)
+        np.testing.assert_allclose(matte[:height, :width] * 255, moved[:height, :width], atol=1.01)
+        assert matte.dtype == np.float32 and not matte[height:].any() and not matte[:, width:].any()
+    with pytest.raises(ValueError, match="the matte is"):
+        transform.apply_matte(np.zeros((60, 40), np.float32))
+
+
 def test_image_content_follows_the_boxes():
     image = np.zeros((50, 50, 3), np.uint8)
     image[10:30, 5:25] = 255

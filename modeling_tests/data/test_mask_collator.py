@@ -5,8 +5,8 @@ import torch
 
 from hf_segcap.data.augmentation import LargeScaleJitter
 from hf_segcap.data.mask_collator import MaskCollator
-from hf_segcap.data.row_collator import masks_to_frame
 from hf_segcap.masks import encode_rle
+from hf_segcap.model_frame import masks_to_frame
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_processor
 
 WIDTH, HEIGHT = 60, 44  # images become 64 x 47 in a frame of 64 x 64

@@ -300,7 +300,7 @@ class MaskRuns:
         regions = self if mode == "islands" else self._complement()
         owner, x, top, bottom = regions.column_runs()
         height, width = self.size
-        region = _connect(owner, x, top, bottom, self.size)
+        region = connect_runs(owner, x, top, bottom, self.size)
         area = np.bincount(region, weights=bottom - top)
         small = area < area_thresh
         own = np.zeros(len(area), np.int64)  # the mask of each region
@@ -496,7 +496,7 @@ def _column_changes(masks: np.ndarray | torch.Tensor) -> np.ndarray:
     return np.sort((n * width + x) * (height + 1) + y)
 
 
-def _connect(
+def connect_runs(
     owner: np.ndarray, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
     """The 8-connected region, 0, 1, ..., of each of the ordered column runs of many masks."""

@@ -59,6 +59,11 @@ class JitterTransform:
         self._check_size(mask.shape, "the mask")
         return self._crop(self._resize(mask[..., None].astype(np.uint8), "nearest"))[..., 0].astype(bool)
 
+    def apply_matte(self, alpha: np.ndarray) -> np.ndarray:
+        """(h, w) float32 0..1 -> (image_size, image_size), bilinear like the image; 0 outside the image."""
+        self._check_size(alpha.shape, "the matte")
+        return self._crop(self._resize(alpha[..., None], "bilinear"))[..., 0]
+
     def _check_size(self, size: tuple[int, ...], what: str) -> None:
         if tuple(size) != self.source_size:
             raise ValueError(f"{what} is {size} (height, width), this jitter was drawn for {self.source_size}")

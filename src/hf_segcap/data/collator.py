@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ..masks import decode_rle
+from ..model_frame import masks_to_frame
 from ..models.sam_caption.configuration_sam_caption import TASKS
 from ..prompts import RegionPrompts, scale_prompts
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, masks_to_frame
+from .row_collator import RowCollator, check_prompt_kinds
 from .sources import check_box
 
 if TYPE_CHECKING:

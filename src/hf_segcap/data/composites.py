@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 from ..masks import encode_rle
 from .describe import SHAPES, describe_region, vocabulary_captions
 from .photographs import PHOTOGRAPHS, load_photograph
-from .synthetic import TEXTURE_PATTERNS, SyntheticRegions, _background, _texture
+from .synthetic import MIN_VISIBLE_SHARE, TEXTURE_PATTERNS, SyntheticRegions, _background, _texture
 
 OUTLINES = ("blob", "polygon", *SHAPES)
 _OUTLINE_ODDS = np.array([3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]) / 10
-_SIZE_RANGE = (0.06, 0.34)  # radius of an object, of the image's shorter side
-_PART_ODDS = 0.3
+_SIZE_RANGE = (0.14, 0.45)  # radius of an object, of the image's shorter side
+_PART_ODDS = 0.15
 _PART_RANGE = (0.25, 0.55)  # radius of a part, of its object's
 _SHADING_ODDS = 0.3
 _PHOTOGRAPH_ODDS = 0.8  # of a photograph as background, otherwise flat colours, gradients or clouds
@@ -35,7 +35,7 @@ _REGULAR = {  # corners, and their distances from the centre in turn
     "triangular": (3, [1.0]),
     "star-shaped": (10, [1.0, 0.45]),
 }
-_MIN_CONTRAST = 24.0  # between the mean colours of a fill and of what it covers, in the channel that differs most
+MIN_CONTRAST = 40.0  # between the mean colours of a fill and of what it covers, in the channel that differs most
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class CompositeRegions(Dataset):
         max_objects: objects drawn, at most, parts not counted.
         texture_share: probability of a generated texture as fill of an object, otherwise a piece of a photograph.
         scene_share: probability of a row of [`SyntheticRegions`] instead.
-        min_pixels: objects of which fewer pixels can be seen are not listed.
+        min_pixels: objects of which fewer pixels, or less than 60 %, can be seen are not listed.
 
     Raises:
         ValueError: an unknown split or a setting out of range.
@@ -119,10 +119,10 @@ class CompositeRegions(Dataset):
         seed: int = 0,
         min_size: int = 160,
         max_size: int = 224,
-        max_objects: int = 6,
-        texture_share: float = 0.5,
+        max_objects: int = 5,
+        texture_share: float = 0.6,
         scene_share: float = 0.25,
-        min_pixels: int = 40,
+        min_pixels: int = 100,
     ) -> None:
         if split not in PHOTOGRAPHS:
             raise ValueError(f"split must be one of {list(PHOTOGRAPHS)}, got {split!r}")
@@ -151,19 +151,13 @@ class CompositeRegions(Dataset):
             background, layers = self.draw(rng)
             height, width = background.shape[:2]
             masks = visible_masks(layers, (height, width))
-            if any(np.count_nonzero(mask) >= self.min_pixels for mask in masks):
+            listed = [i for i, mask in enumerate(masks) if self._is_listed(layers[i], mask)]
+            if listed:
                 break
         else:
             raise RuntimeError(f"no visible object for seed {self.seed}, index {index}: lower min_pixels")
-        pixels = compose(background, layers)
-        if rng.random() < 0.4:
-            pixels += rng.uniform(1, 7) * rng.standard_normal(pixels.shape, dtype=np.float32)
-        pixels = pixels.clip(0, 255).astype(np.uint8)
-        regions = [
-            _region(pixels, layer, mask)
-            for layer, mask in zip(layers, masks)
-            if np.count_nonzero(mask) >= self.min_pixels
-        ]
+        pixels = add_noise(rng, compose(background, layers))
+        regions = [_region(pixels, layers[i], masks[i]) for i in listed]
         return {
             "image": Image.fromarray(pixels),
             "image_id": index,
@@ -173,14 +167,14 @@ class CompositeRegions(Dataset):
             "regions": regions,
         }
 
+    def _is_listed(self, layer: Layer, mask: np.ndarray) -> bool:
+        pixels = np.count_nonzero(mask)
+        return bool(pixels >= max(self.min_pixels, MIN_VISIBLE_SHARE * np.count_nonzero(layer.alpha >= 0.5)))
+
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Layer]]:
         """A background (H, W, 3) float32 and the layers to lay over it, parts right after their whole."""
-        sides = np.array([1.0, rng.uniform(0.6, 1)]) * rng.integers(self.min_size, self.max_size + 1)
-        height, width = rng.permutation(sides.astype(int)).tolist()
-        if rng.random() < _PHOTOGRAPH_ODDS:
-            background = _photograph_piece(rng, self.split, (height, width), zoom=(0.5, 1.0))
-        else:
-            background = _background(rng, (height, width))
+        height, width = draw_size(rng, self.min_size, self.max_size)
+        background = draw_background(rng, self.split, (height, width))
         layers: list[Layer] = []
         for _ in range(int(rng.integers(1, self.max_objects + 1))):
             radius = np.exp(rng.uniform(*np.log(_SIZE_RANGE))) * min(height, width)
@@ -211,7 +205,7 @@ class CompositeRegions(Dataset):
         """An object around `centre` (y, x), or a part of the layer `whole` (with its index); None if none of it is seen."""
         outline = OUTLINES[int(rng.choice(len(OUTLINES), p=_OUTLINE_ODDS))]
         size = (background.shape[0], background.shape[1])
-        drawn = _rasterise(_rings(rng, outline, centre, radius), size)
+        drawn = rasterise(draw_outline(rng, outline, centre, radius), size)
         if drawn is None:
             return None
         top, left, alpha = drawn
@@ -226,24 +220,10 @@ class CompositeRegions(Dataset):
                 return None
         for _ in range(3):
             texture = str(rng.choice(TEXTURE_PATTERNS)) if rng.random() < self.texture_share else ""
-            fill = self._fill(rng, texture, (height, width))
-            if np.abs(fill.mean(axis=(0, 1)) - under.mean(axis=(0, 1))).max() > _MIN_CONTRAST:
+            fill = draw_fill(rng, self.split, texture, (height, width))
+            if np.abs(fill.mean(axis=(0, 1)) - under.mean(axis=(0, 1))).max() > MIN_CONTRAST:
                 break
         return Layer(top, left, alpha, fill, outline, texture, None if whole is None else whole[0])
-
-    def _fill(self, rng: np.random.Generator, texture: str, size: tuple[int, int]) -> np.ndarray:
-        """(h, w, 3) float32."""
-        if texture:
-            ys, xs = np.divmod(np.arange(size[0] * size[1], dtype=np.float32), size[1])
-            colours = np.broadcast_to(_texture(rng, ys, xs, texture), (len(ys), 3))
-            fill = colours.astype(np.float32).reshape(*size, 3)
-        else:
-            fill = _photograph_piece(rng, self.split, size, zoom=(0.2, 0.8))
-        if rng.random() < _SHADING_ODDS:
-            first, last = rng.uniform(0.7, 1.15, 2).tolist()
-            ramp = np.linspace(first, last, size[1], dtype=np.float32)
-            fill = fill * ramp[None, :, None]
-        return fill
 
     def texts(self) -> Iterator[str]:
         """Captions with every word of the generated world."""
@@ -261,7 +241,47 @@ def _region(pixels: np.ndarray, layer: Layer, mask: np.ndarray) -> dict[str, Any
     return {"box": box, "phrases": [phrase], "mask": encode_rle(mask), "category": layer.outline}
 
 
-def _photograph_piece(
+def draw_size(rng: np.random.Generator, min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width): the longer side between the limits, the other one 0.6 to 1 times as long."""
+    sides = np.array([1.0, rng.uniform(0.6, 1)]) * rng.integers(min_size, max_size + 1)
+    height, width = rng.permutation(sides.astype(int)).tolist()
+    return height, width
+
+
+def draw_background(rng: np.random.Generator, split: str, size: tuple[int, int]) -> np.ndarray:
+    """A piece of a photograph of the split, or flat colours, a gradient or clouds: (height, width, 3) float32, 0..255."""
+    if rng.random() < _PHOTOGRAPH_ODDS:
+        return photograph_piece(rng, split, size, zoom=(0.5, 1.0))
+    return _background(rng, size)
+
+
+def draw_fill(rng: np.random.Generator, split: str, texture: str, size: tuple[int, int]) -> np.ndarray:
+    """What an object of `size` (height, width) is made of, (height, width, 3) float32, 0..255 (shading may go above).
+
+    Args:
+        texture: a word of `TEXTURE_PATTERNS`, or "" for a piece of a photograph of the split.
+    """
+    if texture:
+        ys, xs = np.divmod(np.arange(size[0] * size[1], dtype=np.float32), size[1])
+        colours = np.broadcast_to(_texture(rng, ys, xs, texture), (len(ys), 3))
+        fill = colours.astype(np.float32).reshape(*size, 3)
+    else:
+        fill = photograph_piece(rng, split, size, zoom=(0.05, 0.4))
+    if rng.random() < _SHADING_ODDS:
+        first, last = rng.uniform(0.7, 1.15, 2).tolist()
+        ramp = np.linspace(first, last, size[1], dtype=np.float32)
+        fill = fill * ramp[None, :, None]
+    return fill
+
+
+def add_noise(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 -> uint8, some pictures with the noise of a camera."""
+    if rng.random() < 0.4:
+        pixels += rng.uniform(1, 7) * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def photograph_piece(
     rng: np.random.Generator, split: str, size: tuple[int, int], zoom: tuple[float, float]
 ) -> np.ndarray:
     """A random piece of a photograph with shifted colours, (height, width, 3) float32, 0..255.
@@ -285,7 +305,7 @@ def _photograph_piece(
     return (piece * gains.astype(np.float32)).clip(0, 255)
 
 
-def _rings(rng: np.random.Generator, outline: str, centre: np.ndarray, radius: float) -> list[np.ndarray]:
+def draw_outline(rng: np.random.Generator, outline: str, centre: np.ndarray, radius: float) -> list[np.ndarray]:
     """Closed lines (k, 2) of (x, y), pixels: the border of a shape around `centre` (y, x), then those of its holes."""
     turn, stretch, holes = rng.uniform(0, 2 * np.pi), 1.0, []
     if outline == "blob":
@@ -312,17 +332,47 @@ def _rings(rng: np.random.Generator, outline: str, centre: np.ndarray, radius: f
     return [points * share + centre[::-1] for share in (1.0, *holes)]
 
 
-def _rasterise(rings: list[np.ndarray], size: tuple[int, int]) -> tuple[int, int, np.ndarray] | None:
+def rasterise(rings: list[np.ndarray], size: tuple[int, int]) -> tuple[int, int, np.ndarray] | None:
     """Coverage of the pixels by a shape: top, left and (h, w) float32 of its part of the image; None if that is empty."""
     low = np.maximum(np.floor(rings[0].min(axis=0)), 0).astype(int)
     high = np.minimum(np.ceil(rings[0].max(axis=0)) + 1, size[::-1]).astype(int)
     width, height = (high - low).tolist()
     if width < 1 or height < 1:
         return None
-    canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
-    draw = ImageDraw.Draw(canvas)
-    for number, ring in enumerate(rings):
-        corners = ((ring - low) * _SUPERSAMPLING).ravel().tolist()
-        draw.polygon(corners, fill=0 if number else 255)
-    alpha = np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
+    canvas = Canvas((height, width), low)
+    canvas.shape(rings)
+    alpha = canvas.coverage()
     return (int(low[1]), int(low[0]), alpha) if alpha.max() >= 0.5 else None
+
+
+class Canvas:
+    """Draws antialiased shapes and lines, 3 x 3 samples per pixel.
+
+    Args:
+        size: (height, width), pixels.
+        origin: (x, y) of its first pixel in the coordinates of what is drawn.
+        value: of the empty canvas, 0..255.
+    """
+
+    def __init__(self, size: tuple[int, int], origin: np.ndarray | tuple[int, int] = (0, 0), value: int = 0) -> None:
+        self.origin = np.asarray(origin)
+        self._picture = Image.new("L", (size[1] * _SUPERSAMPLING, size[0] * _SUPERSAMPLING), value)
+        self._draw = ImageDraw.Draw(self._picture)
+
+    def shape(self, rings: list[np.ndarray]) -> None:
+        """Fills a closed line (k, 2) of (x, y) and empties the other ones, its holes."""
+        for number, ring in enumerate(rings):
+            self._draw.polygon(self._samples(ring).ravel().tolist(), fill=0 if number else 255)
+
+    def lines(self, paths: np.ndarray, widths: np.ndarray, values: np.ndarray) -> None:
+        """Lines one over the other: (n, k, 2) of (x, y), n widths in thirds of a pixel, n values 0..255."""
+        flat = self._samples(paths).reshape(len(paths), -1).tolist()
+        for path, width, value in zip(flat, widths.tolist(), values.tolist()):
+            self._draw.line(path, fill=value, width=width)
+
+    def coverage(self) -> np.ndarray:
+        """(height, width) float32, 0..1."""
+        return np.asarray(self._picture.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
+
+    def _samples(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.origin) * _SUPERSAMPLING

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ..masks import decode_rle
+from ..model_frame import masks_to_frame
 from ..models.sam.interactive import BOX_NOISES, add_box_noise, pixel_centres, sample_pixels, target_boxes
 from ..prompts import PADDING_LABEL
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, masks_to_frame
+from .row_collator import RowCollator, check_prompt_kinds
 
 if TYPE_CHECKING:
     from .mask_crops import MaskCropEmbedder

@@ -2,8 +2,8 @@
 """The data sources a recipe can name, and their mixture.
 
 A source is a map-style dataset (`__len__`, `__getitem__`) of rows `{image, image_id, width, height, caption, regions}`,
-each region `{box (xyxy, pixels), phrases, mask (COCO RLE or None), category}`. A source may offer `texts()`, an
-iterable of all its phrases that loads no image.
+each region `{box (xyxy, pixels), phrases, mask (COCO RLE or None), category}` and, where it has a matte, `alpha` (see
+`alpha.py`). A source may offer `texts()`, an iterable of all its phrases that loads no image.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from ..images import load_image
 
 # An explicit list: a recipe names data, it never names code.
 SOURCES = {
+    "aim500": "hf_segcap.data.matting_folders:AIM500",
+    "am2k": "hf_segcap.data.matting_folders:AM2K",
     "composites": "hf_segcap.data.composites:CompositeRegions",
+    "composition1k": "hf_segcap.data.matting_folders:Composition1K",
     "folder": "hf_segcap.data.folder:RegionFolder",
+    "foregrounds": "hf_segcap.data.matting_folders:ForegroundComposites",
+    "mattes": "hf_segcap.data.mattes:MatteComposites",
+    "micromat3k": "hf_segcap.data.matting_folders:MicroMat3K",
     "photographs": "hf_segcap.data.photographs:PhotographRegions",
     "sa1b": "hf_segcap.data.sa1b:SA1BRegions",
     "synthetic": "hf_segcap.data.synthetic:SyntheticRegions",

@@ -16,7 +16,7 @@ from ..masks import encode_rle
 from .describe import COLOURS, SHAPES, colour_words, describe_region, vocabulary_captions
 
 TEXTURE_PATTERNS = ("plain", "striped", "dotted", "checkered")
-_MIN_VISIBLE_SHARE = 0.6  # of an object that others cover; below, its shape can no longer be told
+MIN_VISIBLE_SHARE = 0.6  # of an object that others cover; below, its shape can no longer be told
 _MIN_VISIBLE_PIXELS = 40
 
 
@@ -85,7 +85,7 @@ def generate_scene(
     objects = []
     for mask, area, shape, texture in drawn:
         visible = int(mask.sum())
-        if visible >= max(_MIN_VISIBLE_PIXELS, _MIN_VISIBLE_SHARE * area):
+        if visible >= max(_MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * area):
             ys, xs = np.nonzero(mask)
             box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
             words = describe_region(pixels, box, mask, texture=texture, shape=shape)
