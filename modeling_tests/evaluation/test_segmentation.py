@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_segcap.evaluation.segmentation import evaluate_masks, farthest_error_points, farthest_points
+from hf_segcap.evaluation.segmentation import evaluate_masks, evaluate_text, farthest_error_points, farthest_points
 from hf_segcap.masks import encode_rle
 from hf_segcap.models.sam.mask_decoder import RowMasks
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_processor
@@ -144,3 +144,29 @@ def test_bad_settings_are_refused(processor, rows):
         evaluate_masks(Oracle(), processor, rows, num_points=(0, 1))
     with pytest.raises(ValueError, match="nothing to measure"):
         evaluate_masks(Oracle(), processor, rows[1:])
+
+
+def scene(phrases, side=8):
+    """A row whose i-th object covers the i-th column."""
+    masks = np.eye(side, dtype=bool)[: len(phrases), None, :].repeat(side, axis=1)
+    regions = [{"phrases": [phrase], "mask": encode_rle(mask)} for phrase, mask in zip(phrases, masks)]
+    return {"image": np.zeros((side, side, 3), np.uint8), "regions": regions}
+
+
+def test_text_is_asked_for_objects_with_a_name_of_their_own():
+    red, blue = "a small red plain round region at the top", "a large blue plain square region at the left"
+    rows = [scene([red, blue, blue]), scene([blue, "something else", red]), scene([blue, blue])]
+    rows[1]["regions"][2]["mask"] = None
+    asked = []
+
+    def segmenter(image, text):
+        asked.append(text)
+        mask = np.zeros((8, 8), bool)
+        mask[:4, 0] = True  # half of the first object
+        return [{"mask": mask} for _ in text]
+
+    scores = evaluate_text(segmenter, rows)
+    assert asked == [["the red disc"], ["the blue square"]]
+    assert scores == {"num_objects": 2.0, "text_miou": 0.5, "text_found": 1.0}
+    with pytest.raises(ValueError, match="name of its own"):
+        evaluate_text(segmenter, rows[2:])

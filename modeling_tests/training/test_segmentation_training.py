@@ -291,7 +291,7 @@ def test_bad_recipes_are_refused(recipe, changes, message):
         load_recipe({**recipe, **changes})
 
 
-@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "finetune", "default"])
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "finetune", "default", "default_text"])
 def test_the_bundled_recipes(name, tmp_path):
     recipe = load_recipe(f"promptable_segmentation_{name}")
     assert (RECIPES / f"promptable_segmentation_{name}.yaml").exists() and recipe.task == "promptable-segmentation"

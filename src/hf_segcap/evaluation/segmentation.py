@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from ..data.composites import CompositeRegions
+from ..data.describe import RegionWords
+from ..data.synthetic import SyntheticRegions
 from ..images import load_image
 from ..masks import decode_rle, upscale_masks
 from ..models.sam.interactive import one_prompt, pixel_centres, sample_pixels, target_boxes
 from ..models.sam.mask_decoder import RowMasks
 from ..models.sam.prompt_rows import PromptRows
+from ..training.tiny_clip import colour_and_shape
 
 NUM_POINTS = (1, 2, 3, 5, 9)  # the paper's
 SAMPLINGS = ("centre", "random")
@@ -91,6 +94,48 @@ def evaluate_masks(
         raise ValueError("no region of these rows has a mask: there is nothing to measure")
     means = {name: float(torch.cat(ious).mean()) for name, ious in found.items()}
     return {"num_objects": float(sum(len(ious) for ious in next(iter(found.values())))), **means}
+
+
+def evaluate_text(
+    segmenter: Any, rows: Any, phrase: Callable[[RegionWords], str] = colour_and_shape
+) -> dict[str, float]:
+    """How well words alone find an object (SAM, section 7.5), on scenes whose objects have captions of the generated world.
+
+    Args:
+        segmenter: a `promptable-segmentation` pipeline of a model with text prompts.
+        rows: data set of rows (see `hf_segcap.data.sources`); objects without a mask are left out.
+        phrase: words of an object -> the text prompt, or "" to leave it out. Default: "the red star". What several objects
+            of a scene are called is not asked for.
+
+    Returns:
+        `num_objects`, `text_miou`: mean IoU, and `text_found`: the share of objects with an IoU of at least 0.5.
+
+    Raises:
+        ValueError: no object can be asked for.
+    """
+    ious: list[float] = []
+    for row in _each(rows):
+        named = [
+            (phrase(words), np.asarray(decode_rle(region["mask"])).astype(bool))
+            for region in row["regions"]
+            if region.get("mask") is not None and (words := RegionWords.parse(region["phrases"][0])) is not None
+        ]
+        names = [name for name, _ in named]
+        asked = [(name, mask) for name, mask in named if name and names.count(name) == 1]
+        if asked:
+            found = segmenter(row["image"], text=[name for name, _ in asked])
+            ious += [_iou(np.asarray(result["mask"]).astype(bool), mask) for result, (_, mask) in zip(found, asked)]
+    if not ious:
+        raise ValueError("no region of these rows has a mask and a name of its own: there is nothing to measure")
+    return {
+        "num_objects": float(len(ious)),
+        "text_miou": float(np.mean(ious)),
+        "text_found": float(np.mean(np.asarray(ious) >= 0.5)),
+    }
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / max((first | second).sum(), 1))
 
 
 def _each(rows: Any) -> Iterator[Any]:
@@ -228,11 +273,21 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     for name, min_area in (("all", 1), (f"at least {options.min_area} pixels", options.min_area)):
         bar = tqdm(rows, desc=name, leave=False)
         scores[name] = evaluate_masks(segmenter.model, segmenter.processor, bar, num_points=(1, 3), min_area=min_area)
+    texts = None
+    if segmenter.model.config.text_trained:
+        scenes = SyntheticRegions(options.rows, seed=options.seed)
+        texts = evaluate_text(segmenter, tqdm([scenes[i] for i in range(len(scenes))], desc="text", leave=False))
     columns = list(scores["all"])
     print("| " + " | ".join(["objects", *columns]) + " |\n|" + " --- |" * (len(columns) + 1))
     for name, values in scores.items():
         shown = [f"{values[c]:.0f}" if c == "num_objects" else f"{values[c]:.1%}" for c in columns]
         print("| " + " | ".join([name, *shown]) + " |")
+    if texts is not None:
+        print(
+            f"by text alone, {texts['num_objects']:.0f} objects of generated scenes: {texts['text_miou']:.1%}, found "
+            f"(IoU of at least 0.5) {texts['text_found']:.1%}"
+        )
+        scores["text"] = texts
     if options.json:
         options.json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores
