@@ -242,7 +242,7 @@ def test_points_are_pixel_centres_of_the_grid():
 def test_box_noise_has_the_right_size_and_bounds(noise):
     many = 4000
     boxes = torch.tensor([[300.0, 400.0, 400.0, 450.0]]).repeat(many, 1)
-    moved = add_box_noise(boxes, noise, 1024.0, seeded()) - boxes
+    moved = add_box_noise(boxes, noise, 1024, generator=seeded()) - boxes
     sides = torch.tensor([100.0, 50.0, 100.0, 50.0])
     if noise == "normal":
         assert moved.abs().max() <= 20
@@ -254,10 +254,13 @@ def test_box_noise_has_the_right_size_and_bounds(noise):
     assert moved.mean(0).abs().max() < 1
     assert len({tuple(row) for row in moved.sign().long().tolist()}) == 16  # four independent draws
     large = torch.tensor([[10.0, 10.0, 1000.0, 1010.0]]).repeat(many, 1)
-    moved = add_box_noise(large, noise, torch.tensor([1005.0, 1020.0, 1005.0, 1020.0]), seeded())
+    moved = add_box_noise(large, noise, 1024, torch.tensor([1005.0, 1020.0, 1005.0, 1020.0]), seeded())
     assert moved.min() >= 0 and moved[:, 2].max() == 1005 and moved[:, 3].max() <= 1020
     assert ((moved - large).abs() <= 20).all()
-    assert torch.equal(add_box_noise(large, "none", 1.0), large)
+    assert torch.equal(add_box_noise(large, "none", 64), large)
+    # the same boxes in a frame a quarter as large: a quarter of the noise
+    small = add_box_noise(boxes / 4, noise, 256, generator=seeded())
+    torch.testing.assert_close(4 * small, add_box_noise(boxes, noise, 1024, generator=seeded()), rtol=0, atol=1e-2)
 
 
 def test_the_same_generator_gives_the_same_rounds():

@@ -201,6 +201,7 @@ class MaskCollator(RowCollator):
         assert self.prompt_kinds is not None
         boxes, points = torch.zeros(*prompt_mask.shape, 4), torch.zeros(*prompt_mask.shape, 1, 2)
         noise = self.box_noise if self.train else "none"
+        frame = self.processor.image_processor.pad_size["height"]
         kinds = {kind: torch.zeros_like(prompt_mask) for kind in self.prompt_kinds}
         for i, (sample, (height, width)) in enumerate(zip(samples, sizes)):
             count = len(sample.masks)
@@ -211,7 +212,8 @@ class MaskCollator(RowCollator):
             masks = torch.from_numpy(np.stack(sample.masks))
             if "box" in kinds:
                 limit = torch.tensor([width, height, width, height])
-                boxes[i, :count] = add_box_noise(target_boxes(masks, (height, width)), noise, limit, generator)
+                tight = target_boxes(masks, (height, width))
+                boxes[i, :count] = add_box_noise(tight, noise, frame, limit, generator)
             if "point" in kinds:
                 pixels = sample_pixels(masks, generator)
                 points[i, :count, 0] = pixel_centres(pixels, masks.shape[1:], (height, width))

@@ -20,7 +20,7 @@ from .prompt_rows import PromptRows
 
 BOX_NOISES = ("normal", "uniform", "none")
 BOX_NOISE_SHARE = 0.1  # of the side of the box
-BOX_NOISE_LIMIT = 20.0  # pixels of the model frame
+BOX_NOISE_LIMIT = 20 / 1024  # of the side of the model frame: 20 pixels of the published models
 POINT_PROBABILITY = 0.5  # of the first prompt; otherwise it is a box
 
 
@@ -160,7 +160,7 @@ def first_prompts(
     pixels = sample_pixels(torch.where(filled[:, None, None], targets, ~targets), generator)
     frame = (image_size, image_size)
     points = pixel_centres(pixels, targets.shape[-2:], frame)
-    boxes = add_box_noise(target_boxes(targets, frame), box_noise, float(image_size), generator)
+    boxes = add_box_noise(target_boxes(targets, frame), box_noise, image_size, generator=generator)
     draw = torch.rand(len(rows), generator=generator, device=targets.device)
     has_box = (draw >= POINT_PROBABILITY) & filled
     labels = torch.where(has_box, PADDING_LABEL, filled.long())
@@ -233,15 +233,17 @@ def target_boxes(targets: Tensor, frame: Sequence[int]) -> Tensor:
 
 
 def add_box_noise(
-    boxes: Tensor, noise: str, limit: float | Tensor, generator: torch.Generator | None = None
+    boxes: Tensor, noise: str, image_size: int, limit: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
     """Moves each coordinate of boxes (R, 4) by noise in proportion to the side (width for x, height for y).
 
     Args:
         boxes: x0 y0 x1 y1 in pixels of the model frame.
         noise: "normal": standard deviation 10 % of the side, cut at 20 pixels (the paper's words). "uniform": within 10 %
-            of the side and 20 pixels (what SAM 2 does). "none".
-        limit: boxes are clipped to [0, limit]: a number, or anything that broadcasts to `boxes`.
+            of the side and 20 pixels (what SAM 2 does). "none". The 20 pixels are those of a frame of 1024: smaller
+            frames get less, as their objects are smaller.
+        image_size: side of the model frame, pixels.
+        limit: boxes are clipped to [0, limit], anything that broadcasts to `boxes`; default: the model frame.
         generator: of the draws.
 
     Raises:
@@ -252,13 +254,14 @@ def add_box_noise(
     if noise == "none":
         return boxes
     reach = BOX_NOISE_SHARE * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    most = BOX_NOISE_LIMIT * image_size
     if noise == "normal":
         draw = torch.randn(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
-        moved = boxes + (draw * reach).clamp(-BOX_NOISE_LIMIT, BOX_NOISE_LIMIT)
+        moved = boxes + (draw * reach).clamp(-most, most)
     else:
         draw = torch.rand(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
-        moved = boxes + (2 * draw - 1) * reach.clamp(max=BOX_NOISE_LIMIT)
-    high = torch.as_tensor(limit, dtype=boxes.dtype, device=boxes.device)
+        moved = boxes + (2 * draw - 1) * reach.clamp(max=most)
+    high = torch.as_tensor(image_size if limit is None else limit, dtype=boxes.dtype, device=boxes.device)
     moved = moved.clamp(min=0).minimum(high)
     return torch.cat([moved[:, :2].minimum(moved[:, 2:]), moved[:, :2].maximum(moved[:, 2:])], dim=1)
 
