@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         SamPromptableProcessor,
         ZimConfig,
         ZimForMatting,
+        ZimLabelConverter,
+        ZimLabelConverterConfig,
+        ZimLabelConverterProcessor,
         ZimProcessor,
     )
 
@@ -217,14 +220,18 @@ def tiny_zim(seed: int = 0, spread: float | None = None, **kwargs: Any) -> ZimFo
     torch.manual_seed(seed)
     model = ZimForMatting(tiny_zim_config(**kwargs)).eval()
     if spread is not None:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" not in name:
-                    parameter.normal_(0, spread)
-            for name, buffer in model.named_buffers():
-                if "running" in name:
-                    buffer.uniform_(0.5, 1.5)
+        _spread(model, spread)
     return model
+
+
+def _spread(model: torch.nn.Module, spread: float) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0, spread)
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.uniform_(0.5, 1.5)
 
 
 def tiny_zim_processor() -> ZimProcessor:
@@ -232,6 +239,39 @@ def tiny_zim_processor() -> ZimProcessor:
     from hf_segcap import ZimProcessor
 
     return ZimProcessor(tiny_image_processor())
+
+
+def tiny_label_converter_config(**overrides: Any) -> ZimLabelConverterConfig:
+    """A label converter for 64-pixel images with about 70,000 parameters; `overrides` are fields of the configuration, or
+    of its backbone as a dict (`backbone_config={...}`)."""
+    from hf_segcap import ZimLabelConverterConfig
+
+    backbone = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "image_size": [IMAGE_SIZE, IMAGE_SIZE]}
+    backbone |= {"mlp_ratio": 2.0, **overrides.pop("backbone_config", {})}
+    sizes = {"decoder_hidden_sizes": [16, 12, 8], "detail_hidden_size": 4, "training_refinement_width": [1, 5]}
+    return ZimLabelConverterConfig(backbone_config=backbone, **{**sizes, "refinement_width": 3, **overrides})
+
+
+def tiny_label_converter(seed: int = 0, spread: float | None = None, **kwargs: Any) -> ZimLabelConverter:
+    """A random `ZimLabelConverter` in eval mode; `kwargs` go to `tiny_label_converter_config`.
+
+    `spread`: standard deviation of every parameter but those of norms, so that mattes depend much on the input; the
+    running statistics of batch norms are then random, too.
+    """
+    from hf_segcap import ZimLabelConverter
+
+    torch.manual_seed(seed)
+    model = ZimLabelConverter(tiny_label_converter_config(**kwargs)).eval()
+    if spread is not None:
+        _spread(model, spread)
+    return model
+
+
+def tiny_label_converter_processor() -> ZimLabelConverterProcessor:
+    """A `ZimLabelConverterProcessor` that fits `tiny_label_converter`."""
+    from hf_segcap import ZimLabelConverterProcessor
+
+    return ZimLabelConverterProcessor(tiny_image_processor())
 
 
 def tiny_tokenizer(*, pad_token: bool = True, add_bos: bool = False, add_end: bool = False) -> PreTrainedTokenizerFast:

@@ -2,8 +2,9 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
-from hf_segcap.training.layer_decay import layer_decay_parameter_groups
+from hf_segcap.training.layer_decay import layer_decay_parameter_groups, scaled_parameter_groups
 from modeling_tests.tiny import tiny_sam_caption
 
 RATE, DECAY, WEIGHT_DECAY = 1e-3, 0.5, 0.1
@@ -86,3 +87,21 @@ def test_refusals(model):
         layer_decay_parameter_groups(model, RATE, 1.5, 0.0)
     with pytest.raises(ValueError, match="Linear has no parameters under `vision_encoder.layers`"):
         layer_decay_parameter_groups(torch.nn.Linear(2, 2), RATE, DECAY, 0.0)
+
+
+def test_factors_by_name():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
+    model[2].bias.requires_grad_(False)
+    groups = scaled_parameter_groups(model, 0.1, {"1.weight": 2.0, "1.": 0.5}, 0.3)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found == {
+        id(model[0].weight): (0.1, 0.3),
+        id(model[0].bias): (0.1, 0.0),
+        id(model[1].weight): (0.2, 0.3),
+        id(model[1].bias): (0.05, 0.0),
+        id(model[2].weight): (0.1, 0.3),
+    }
+    with pytest.raises(ValueError, match="no parameter whose name begins with 'x.'"):
+        scaled_parameter_groups(model, 0.1, {"x.": 2.0}, 0.3)
+    with pytest.raises(ValueError, match="must be above 0"):
+        scaled_parameter_groups(model, 0.1, {"1.": 0.0}, 0.3)

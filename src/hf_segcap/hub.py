@@ -111,6 +111,31 @@ def _complete_card(path: Path, repo_id: str, task: str) -> None:
     card.save(path)
 
 
+class CompleteCheckpointMixin:
+    """For models whose answers look like answers even if a part of their weights is random; stands before
+    `PreTrainedModel`."""
+
+    incomplete_checkpoint_hint: ClassVar[str] = ""
+    """What to do instead of loading a checkpoint that lacks weights."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: if weights are missing from the checkpoint: the answers of random weights look like answers.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if pretrained_model_name_or_path is not None and missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is not a complete {cls.__name__} checkpoint: {len(missing)} weights "
+                f"are missing, e.g. {', '.join(missing[:3])}. {cls.incomplete_checkpoint_hint}"
+            )
+        return (model, info) if want_info else model
+
+
 class HubMixin:
     """For configurations, models, processors and pipelines of this package; stands before transformers' base class.
 

@@ -196,13 +196,14 @@ def list_sa1b(path: str | os.PathLike[str]) -> list[Path]:
         ValueError: no such file or folder, or a folder without json files.
     """
     path = Path(path)
-    files = sorted(path.glob("*.json"), key=_by_number) if path.is_dir() else [path]
+    files = sorted(path.glob("*.json"), key=by_number) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"there are no masks at {path}: expected a json file of SA-1B or a folder of such files")
     return files
 
 
-def _by_number(path: Path) -> tuple[int, str]:
+def by_number(path: Path) -> tuple[int, str]:
+    """Sorts files by the number in their name: "sa_9.json" comes before "sa_10.json"."""
     digits = "".join(character for character in path.stem if character.isascii() and character.isdigit())
     return int(digits or 0), path.stem
 

@@ -27,9 +27,14 @@ from .models.sam.processing_sam import SamPromptableProcessor
 from .models.sam_caption.configuration_sam_caption import SamCaptionConfig
 from .models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
 from .models.sam_caption.processing_sam_caption import SamCaptionProcessor
+from .models.zim.configuration_label_converter import ZimLabelConverterConfig
 from .models.zim.configuration_zim import ZimConfig
+from .models.zim.modeling_label_converter import ZimLabelConverter
 from .models.zim.modeling_zim import ZimForMatting, ZimModel
+from .models.zim.processing_label_converter import ZimLabelConverterProcessor
 from .models.zim.processing_zim import ZimProcessor
+from .pipelines.image_matting import ImageMattingPipeline
+from .pipelines.onnx_models import OnnxMattingModel, let_pipelines_find_onnx
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline
 from .pipelines.region_captioning import RegionCaptioningPipeline
 
@@ -45,7 +50,7 @@ class System:
     pipeline: type[Pipeline] | None = None
     pipeline_type: str = "multimodal"  # transformers' kind of task: "image", "multimodal", ...
     # What the pipeline loads a checkpoint with, if not the Auto classes, which know other classes for peers' checkpoints.
-    pipeline_models: tuple[type[PreTrainedModel], ...] = ()
+    pipeline_models: tuple[Any, ...] = ()
 
 
 SYSTEMS = (
@@ -73,6 +78,15 @@ SYSTEMS = (
         models={AutoModel: ZimModel, AutoModelForImageMatting: ZimForMatting},
         processor=ZimProcessor,
         task="image-matting",
+        pipeline=ImageMattingPipeline,
+        pipeline_type="multimodal",
+        pipeline_models=(AutoModelForImageMatting, OnnxMattingModel),  # a checkpoint, or else a pair of ONNX files
+    ),
+    System(
+        config=ZimLabelConverterConfig,
+        models={AutoModelForImageMatting: ZimLabelConverter},
+        processor=ZimLabelConverterProcessor,
+        task="matte-conversion",  # of recipes; there is no pipeline
     ),
 )
 
@@ -89,6 +103,7 @@ def _image_processors() -> dict[str, type]:
 
 def register_all() -> None:
     """Registers every system with transformers' Auto classes and `pipeline()`; harmless when repeated."""
+    let_pipelines_find_onnx()
     for system in SYSTEMS:
         AutoConfig.register(system.config.model_type, system.config, exist_ok=True)
         for auto_class, model in system.models.items():

@@ -66,6 +66,33 @@ def test_terms_equal_the_formulas(kind: str, multimask: bool) -> None:
         )
 
 
+@pytest.mark.parametrize("multimask", [True, False])
+def test_cross_entropy_of_the_trained_mattes(multimask: bool) -> None:
+    logits, scores, targets = case()
+    plain = matting_loss(logits, scores, targets, multimask=multimask)
+    loss = matting_loss(logits, scores, targets, multimask=multimask, cross_entropy_weight=5)
+    assert plain.cross_entropy is None and loss.cross_entropy is not None
+    for row in range(ROWS):
+        counted = targets[row] >= 0
+        expected = 0.0
+        for matte in {0, int(loss.best[row])}:
+            alpha, target = logits[row, matte].sigmoid()[counted], targets[row][counted]
+            expected -= (target * alpha.log() + (1 - target) * (1 - alpha).log()).mean().item()
+        np.testing.assert_allclose(loss.cross_entropy[row], expected, rtol=1e-9)
+    torch.testing.assert_close(loss.total, plain.total + 5 * loss.cross_entropy)
+
+
+def test_cross_entropy_leaves_an_empty_matte() -> None:
+    targets = torch.zeros(1, SIDE, SIDE)
+    targets[:, 2:4, 2:4] = 1
+    steps = []
+    for weight in (0.0, 1.0):
+        logits = torch.full((1, 1, SIDE, SIDE), -12.0, requires_grad=True)
+        matting_loss(logits, torch.zeros(1, 1), targets, cross_entropy_weight=weight).total.sum().backward()
+        steps.append(logits.grad[0, 0, 2, 2].abs().item())
+    assert steps[0] < 1e-4 < 1e-2 < steps[1]
+
+
 def test_derivatives_equal_finite_differences() -> None:
     logits, scores, targets = case(1)
     logits, scores = logits[:2, :2].requires_grad_(), scores[:2, :2].requires_grad_()

@@ -10,6 +10,8 @@ import typer
 from .caption import caption
 from .demo import demo
 from .label import label
+from .label_mattes import label_mattes
+from .matte import matte
 from .segment import segment
 from .train import train
 
@@ -22,7 +24,9 @@ app = typer.Typer(
 )
 app.command()(caption)
 app.command()(segment)
+app.command()(matte)
 app.command()(label)
+app.command("label-mattes")(label_mattes)
 app.command()(train)
 app.command()(demo)
 

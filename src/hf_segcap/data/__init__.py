@@ -4,12 +4,14 @@
 from .augmentation import LargeScaleJitter
 from .collator import RegionCollator
 from .folder import RegionFolder
+from .label_collator import LabelCollator
 from .mask_collator import MaskCollator
 from .matte_collator import MatteCollator
 from .sources import MixedRows, load_source
 from .visual_genome import VisualGenomeRegions
 
 __all__ = [
+    "LabelCollator",
     "LargeScaleJitter",
     "MaskCollator",
     "MatteCollator",

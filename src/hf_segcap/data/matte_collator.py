@@ -228,7 +228,7 @@ class MatteCollator(RowCollator):
         for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
             if len(sample.alphas) == limit:
                 break
-            alpha = _matte(regions[i], f"{name}, region {i}", size)
+            alpha = region_matte(regions[i], f"{name}, region {i}", size)
             if alpha is None:
                 continue
             shown = alpha if transform is None else transform.apply_matte(alpha)
@@ -271,8 +271,12 @@ class MatteCollator(RowCollator):
         return batch | {"has_box": has_box} if len(self.prompt_kinds) > 1 else batch
 
 
-def _matte(region: Mapping[str, Any], where: str, size: tuple[int, int]) -> np.ndarray | None:
-    """The matte of a region, or its mask as one."""
+def region_matte(region: Mapping[str, Any], where: str, size: tuple[int, int]) -> np.ndarray | None:
+    """The matte of a region (H, W) float32, or its mask as one; None if it has neither.
+
+    Raises:
+        ValueError: a matte that is damaged or not of `size`; `where` starts the message.
+    """
     if region.get("alpha") is not None:
         return decode_alpha(region["alpha"], where, size)
     if region.get("mask") is None:

@@ -44,7 +44,7 @@ class SA1BRegions(Dataset):
                 f"{self.files[index]}: its masks are of an image of {row['height']} x {row['width']} pixels, "
                 f"{row['image']} has {image.height} x {image.width}"
             )
-        return {**row, "image": image, "width": image.width, "height": image.height}
+        return {**row, "image": image, "image_path": row["image"], "width": image.width, "height": image.height}
 
     def texts(self) -> Iterator[str]:
         """None: the regions have no words."""

@@ -29,6 +29,7 @@ SOURCES = {
     "micromat3k": "hf_segcap.data.matting_folders:MicroMat3K",
     "photographs": "hf_segcap.data.photographs:PhotographRegions",
     "sa1b": "hf_segcap.data.sa1b:SA1BRegions",
+    "sa1b_mattes": "hf_segcap.data.matte_shards:MatteShards",
     "synthetic": "hf_segcap.data.synthetic:SyntheticRegions",
     "visual_genome": "hf_segcap.data.visual_genome:VisualGenomeRegions",
 }

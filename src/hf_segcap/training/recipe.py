@@ -28,6 +28,7 @@ class ModelSection:
         from_sam: region-captioning, image-matting: folder or Hub id of a SAM checkpoint to start a new training from;
             image-matting: "bundled" is the segmenter that comes with this package.
         language_model: folder or Hub id of any causal language model, with `from_sam`.
+        from_hiera: matte-conversion: folder or Hub id of a Hiera checkpoint to start a new training from.
         config: fields of the model's configuration for a model from scratch; fields to change with `from_sam` and, except
             for region-captioning, with `from_pretrained`.
         dtype: of the weights, "float32" or "bfloat16", whatever the checkpoint has. Mixed precision is `training: fp16`.
@@ -36,6 +37,7 @@ class ModelSection:
     from_pretrained: str | None = None
     from_sam: str | None = None
     language_model: str | None = None
+    from_hiera: str | None = None
     config: dict | None = None
     dtype: str = "float32"
 
@@ -120,6 +122,17 @@ class MatteCollatorSection:
 
 @strict
 @dataclass(kw_only=True)
+class LabelCollatorSection:
+    """Of matte-conversion: arguments of `LabelCollator`."""
+
+    max_masks: int | None = 1
+    sga_probability: float | int = 0.5
+    max_area: float | int = 0.95
+    min_area: int = 16
+
+
+@strict
+@dataclass(kw_only=True)
 class TextSection:
     """Text prompts for promptable-segmentation (SAM, section 7.5).
 
@@ -158,11 +171,10 @@ class Recipe:
     """A complete training run.
 
     Attributes:
-        task: "region-captioning", "promptable-segmentation" or "image-matting".
+        task: "region-captioning", "promptable-segmentation", "image-matting" or "matte-conversion" (ZIM's label converter).
         model, tokenizer, data, collator, text, evaluation: sections, see their classes.
         freeze: what is trained, a policy of the model's `freeze_for`. Region-captioning: "text_mixer" (the paper, default),
-            "text_mixer+lora" or "all"; promptable-segmentation and image-matting: "all" (the papers, default), "decoder"
-            or "decoder+lora".
+            "text_mixer+lora" or "all"; the other tasks: "all" (the papers, default), "decoder" or "decoder+lora".
         lora: with a policy that has "+lora".
         large_scale_jitter: the augmentation of the paper, or absent.
         frozen_features: region-captioning: folder of the feature cache: each image is encoded once; not together with the
@@ -186,7 +198,7 @@ class Recipe:
     text: TextSection | None = None
     freeze: str | None = None
     lora: LoraSection | None = None
-    collator: CollatorSection | MaskCollatorSection | MatteCollatorSection | None = None
+    collator: CollatorSection | MaskCollatorSection | MatteCollatorSection | LabelCollatorSection | None = None
     large_scale_jitter: JitterSection | None = None
     frozen_features: str | None = None
     layer_decay: float | int | None = None
@@ -218,6 +230,8 @@ class Recipe:
                 "model: dtype: float16 weights cannot be trained (small updates are rounded away), use float32, and "
                 "training: fp16: true for mixed precision"
             )
+        if self.model.from_hiera and self.task != "matte-conversion":
+            raise ValueError("model: from_hiera is for matte-conversion, remove it")
         rules.check(self)
         if self.freeze.endswith("+lora") != (self.lora is not None):
             raise ValueError(f'lora goes with freeze: "{rules.lora}", got freeze: {self.freeze!r}, lora: {self.lora}')
@@ -287,6 +301,21 @@ def _check_matting(recipe: Recipe) -> None:
         raise ValueError("frozen_features and generation are for region-captioning, remove them")
 
 
+def _check_conversion(recipe: Recipe) -> None:
+    model = recipe.model
+    given = [name for name in ("from_pretrained", "from_hiera") if getattr(model, name)]
+    if len(given) > 1 or (not given and not model.config):
+        raise ValueError(f"model: expected one of from_pretrained, from_hiera, config, got {given or 'none'}")
+    if model.from_sam or model.language_model or recipe.tokenizer != TokenizerSection() or recipe.text is not None:
+        raise ValueError(
+            "matte-conversion knows neither SAM nor words: remove model: from_sam, language_model, tokenizer and text"
+        )
+    if recipe.frozen_features or recipe.generation:
+        raise ValueError("frozen_features and generation are for region-captioning, remove them")
+    if recipe.layer_decay is not None:
+        raise ValueError("layer_decay needs a SAM image encoder, remove it")
+
+
 @dataclass(frozen=True)
 class _Rules:
     """What a task does with the sections: its collator's, its default policy, the one with LoRA, its checks."""
@@ -301,6 +330,7 @@ _TASKS = {
     "region-captioning": _Rules(CollatorSection, "text_mixer", "text_mixer+lora", _check_captioning),
     "promptable-segmentation": _Rules(MaskCollatorSection, "all", "decoder+lora", _check_segmentation),
     "image-matting": _Rules(MatteCollatorSection, "all", "decoder+lora", _check_matting),
+    "matte-conversion": _Rules(LabelCollatorSection, "all", "decoder+lora", _check_conversion),
 }
 
 

@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, SamModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from ..assets import bundled_model
 from ..data.augmentation import LargeScaleJitter
 from ..data.collator import RegionCollator
+from ..data.label_collator import LabelCollator
 from ..data.mask_collator import MaskCollator
 from ..data.mask_crops import MaskCropEmbedder
+from ..data.matte_collator import MatteCollator
 from ..data.row_collator import RowCollator
 from ..data.sources import iter_texts
 from ..models.sam.prompt_processing import sam_image_processor
-from .recipe import DTYPES, CollatorSection, MaskCollatorSection, Recipe
+from .recipe import (
+    DTYPES,
+    CollatorSection,
+    LabelCollatorSection,
+    MaskCollatorSection,
+    MatteCollatorSection,
+    Recipe,
+)
 from .tokenizer import train_tokenizer
 from .trainer import caption_metrics
 
@@ -94,7 +104,7 @@ class RegionCaptioning:
         return RegionCollator(
             processor,
             max_regions=section.max_regions,
-            augmentation=_jitter(recipe, model),
+            augmentation=_jitter(recipe, processor),
             with_masks=section.with_masks,
             prompt_kinds=section.prompt_kinds,
             features=features,
@@ -148,9 +158,93 @@ class PromptableSegmentation:
         return MaskCollator(
             processor,
             **dataclasses.asdict(section),
-            augmentation=_jitter(recipe, model),
+            augmentation=_jitter(recipe, processor),
             text_embedder=_text_embedder(recipe, train_rows),
             seed=recipe.seed,
+        )
+
+    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
+        return None
+
+
+class ImageMatting:
+    """ZIM."""
+
+    def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
+        from ..models.sam.modeling_sam import SamForPromptableSegmentation
+        from ..models.zim.configuration_zim import ZimConfig
+        from ..models.zim.modeling_zim import ZimForMatting
+        from ..models.zim.processing_zim import ZimProcessor
+
+        section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+        if section.from_pretrained:
+            config = ZimConfig.from_pretrained(section.from_pretrained)
+            _change(config, section.config or {}, "model: config")
+            model = ZimForMatting.from_pretrained(section.from_pretrained, config=config, dtype=dtype)
+        elif section.from_sam:
+            own = {f.name for f in dataclasses.fields(ZimConfig)} - set(ZimConfig.sub_configs_defaults)
+            unknown = sorted(set(section.config or {}) - own)
+            if unknown:
+                raise ValueError(f"model: config: with from_sam expected fields of ZIM alone, got {unknown}")
+            bundled = section.from_sam == "bundled"
+            folder = bundled_model("promptable-segmentation") if bundled else section.from_sam
+            sam = SamForPromptableSegmentation.from_pretrained(folder, dtype=dtype)
+            model = ZimForMatting.from_sam(sam, **(section.config or {}))
+        else:
+            model = ZimForMatting(ZimConfig(**(section.config or {}))).to(dtype)
+        vision = model.config.vision_config
+        return model, ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size))
+
+    def trained_with_lora(self, model: Any) -> list[str]:
+        names = ["prompt_encoder", "detail_encoder", "mask_decoder"]
+        return [name for name in names if getattr(model, name) is not None]
+
+    def collator(
+        self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None, train_rows: Any
+    ) -> MatteCollator:
+        section = recipe.collator
+        assert isinstance(section, MatteCollatorSection)
+        return MatteCollator(
+            processor, **dataclasses.asdict(section), augmentation=_jitter(recipe, processor), seed=recipe.seed
+        )
+
+    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
+        return None
+
+
+class MatteConversion:
+    """ZIM's label converter."""
+
+    def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
+        from ..models.zim.configuration_label_converter import ZimLabelConverterConfig
+        from ..models.zim.modeling_label_converter import ZimLabelConverter
+        from ..models.zim.processing_label_converter import ZimLabelConverterProcessor
+
+        section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+        changes = section.config or {}
+        if section.from_pretrained:
+            config = ZimLabelConverterConfig.from_pretrained(section.from_pretrained)
+            _change(config, changes, "model: config")
+            model = ZimLabelConverter.from_pretrained(section.from_pretrained, config=config, dtype=dtype)
+        elif section.from_hiera:
+            model = ZimLabelConverter.from_hiera(section.from_hiera, **changes).to(dtype)
+        else:
+            model = ZimLabelConverter(ZimLabelConverterConfig(**changes)).to(dtype)
+        height, width = model.config.image_size
+        if height != width:
+            raise ValueError(f"model: config: the images of the data are padded to squares, got {height} x {width}")
+        return model, ZimLabelConverterProcessor(sam_image_processor(height, 4))
+
+    def trained_with_lora(self, model: Any) -> list[str]:
+        return ["decoder"]
+
+    def collator(
+        self, recipe: Recipe, model: Any, processor: Any, features: FeatureCache | None, train_rows: Any
+    ) -> LabelCollator:
+        section = recipe.collator
+        assert isinstance(section, LabelCollatorSection)
+        return LabelCollator(
+            processor, **dataclasses.asdict(section), augmentation=_jitter(recipe, processor), seed=recipe.seed
         )
 
     def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
@@ -160,13 +254,16 @@ class PromptableSegmentation:
 TASKS: dict[str, Task] = {
     "region-captioning": RegionCaptioning(),
     "promptable-segmentation": PromptableSegmentation(),
+    "image-matting": ImageMatting(),
+    "matte-conversion": MatteConversion(),
 }
 
 
-def _jitter(recipe: Recipe, model: Any) -> LargeScaleJitter | None:
+def _jitter(recipe: Recipe, processor: Any) -> LargeScaleJitter | None:
     if recipe.large_scale_jitter is None:
         return None
-    return LargeScaleJitter(model.config.vision_config.image_size, **dataclasses.asdict(recipe.large_scale_jitter))
+    side = processor.image_processor.pad_size["height"]  # of the model frame
+    return LargeScaleJitter(side, **dataclasses.asdict(recipe.large_scale_jitter))
 
 
 def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:

@@ -80,7 +80,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
             Noise of the boxes that training draws: `"normal"` (SAM), `"uniform"` (as SAM 2) or `"none"`.
         detach_fed_back_masks (`bool`, *optional*, defaults to `True`):
             No gradient through the mask that a round hands to the next.
-        generator (`dict`, *optional*):
+        everything (`dict`, *optional*):
             Arguments of the "segment everything" mode that fit this checkpoint (for example `pred_iou_thresh`); call
             arguments win.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -116,7 +116,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
     interactive_rounds: int = 1
     box_noise: Literal["normal", "uniform", "none"] = "normal"
     detach_fed_back_masks: bool = True
-    generator: dict | None = None
+    everything: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

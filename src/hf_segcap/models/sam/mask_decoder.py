@@ -82,7 +82,9 @@ class SamRowMaskDecoder(SamMaskDecoder):
             shared: `self.transformer.project_shared(stream, image_positions)` for a stream (1, S, C).
             mixer_options: further arguments of `self.transformer`.
         """
-        num_rows = len(prompt_tokens) if prompt_tokens is not None else len(stream)
+        num_rows = (
+            stream.shape[0] if prompt_tokens is None else prompt_tokens.shape[0]
+        )  # len() would fix it in an export
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(num_rows, -1, -1)
         inputs = output_tokens if prompt_tokens is None else torch.cat([output_tokens, prompt_tokens], dim=1)
         token_mask = pad_left(prompt_token_mask, output_tokens.shape[1])

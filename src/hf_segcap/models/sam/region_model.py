@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ...hub import HubMixin
+from ...hub import CompleteCheckpointMixin, HubMixin
 from .mask_decoder import SamRowMaskDecoder
 from .prompt_encoder import SamPositionEncoding, SamRowPromptEncoder
 from .prompt_rows import PromptRows
@@ -19,7 +19,7 @@ from .two_way import SharedImage
 Result = TypeVar("Result")
 
 
-class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
+class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
     """Base of models with `vision_encoder`, `shared_image_embedding`, `prompt_encoder` and `mask_decoder` of SAM."""
 
     base_model_prefix = "model"
@@ -32,8 +32,6 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
         r"^prompt_encoder\.shared_embedding\.positional_embedding$",  # a second copy of shared_image_embedding
     ]
 
-    incomplete_checkpoint_hint: ClassVar[str] = ""
-    """What to do instead of loading a checkpoint that lacks weights."""
     never_trained: ClassVar[tuple[str, ...]] = ()
     """Modules, where the model has them, that no policy of `freeze_for` trains."""
     _frozen_in_eval: tuple[str, ...] = ()
@@ -48,23 +46,6 @@ class SamRegionPreTrainedModel(HubMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, SamPositionEncoding):
             init.normal_(module.positional_embedding, std=module.scale)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            ValueError: if weights are missing from the checkpoint: the answers of random weights look like answers.
-        """
-        want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(info["missing_keys"])
-        if pretrained_model_name_or_path is not None and missing:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is not a complete {cls.__name__} checkpoint: {len(missing)} weights "
-                f"are missing, e.g. {', '.join(missing[:3])}. {cls.incomplete_checkpoint_hint}"
-            )
-        return (model, info) if want_info else model
 
     def freeze_for(self, policy: str, frozen_in_eval: bool = True):
         """Chooses what is trained, among what is not in `never_trained` (a text model of CLIP).

@@ -63,9 +63,12 @@ class ZimConfig(HubMixin, PreTrainedConfig):
             Train the best of mattes 1, 2, 3 besides matte 0.
         iou_loss_weight (`float`, *optional*, defaults to 1):
             Weight of the squared error of the predicted scores.
+        cross_entropy_loss_weight (`float`, *optional*, defaults to 0):
+            Weight of a binary cross entropy, which is not the paper's: small models on random layers need it, as the other
+            terms hardly have gradients at mattes that are empty.
         mask_threshold (`float`, *optional*, defaults to 0.5):
             Alpha above which a pixel belongs to the object.
-        generator (`dict`, *optional*):
+        everything (`dict`, *optional*):
             Arguments of the "matte everything" mode that fit this checkpoint; call arguments win.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new weights (convolutions: Kaiming).
@@ -81,6 +84,7 @@ class ZimConfig(HubMixin, PreTrainedConfig):
         "l1_loss",
         "gradient_loss",
         "iou_loss",
+        "cross_entropy_loss",
         "vision_hidden_states",
         "vision_attentions",
         "mask_decoder_attentions",
@@ -109,8 +113,9 @@ class ZimConfig(HubMixin, PreTrainedConfig):
     gradient_filter: Literal["sobel", "forward"] = "sobel"
     multimask_loss: bool = True
     iou_loss_weight: float | int = 1.0
+    cross_entropy_loss_weight: float | int = 0.0
     mask_threshold: float = 0.5
-    generator: dict | None = None
+    everything: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

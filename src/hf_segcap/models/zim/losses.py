@@ -1,6 +1,9 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 """The matting loss of ZIM (section 3.1): L1 + lambda x gradient loss, and the error of the predicted scores.
 
+Behind a sigmoid, both nearly vanish where logits are far from right, and an empty matte is a local minimum for objects that
+are small. An optional cross entropy, which is not the paper's, has gradients there: small models on random layers need it.
+
 Reduction and derivative are not published: terms are means over the pixels that count, and gradients are those of a Sobel
 filter divided by 8. Only pixels whose whole neighbourhood counts have a gradient, so that neither padding nor the border of
 the frame shows up as an edge.
@@ -9,6 +12,7 @@ the frame shows up as an edge.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..sam.losses import resize_logits
@@ -18,13 +22,15 @@ GRADIENT_FILTERS = {"sobel": ((-1 / 8, 0.0, 1 / 8), (1.0, 2.0, 1.0)), "forward":
 
 
 class MattingLoss(NamedTuple):
-    """Per-prompt terms, each (R,); `best` is the additionally trained matte, 0 where there is none."""
+    """Per-prompt terms, each (R,); `best` is the additionally trained matte, 0 where there is none; `cross_entropy` is None
+    without a weight."""
 
     total: Tensor
     l1: Tensor
     gradient: Tensor
     iou: Tensor
     best: Tensor
+    cross_entropy: Tensor | None = None
 
 
 def l1_loss(alphas: Tensor, targets: Tensor) -> Tensor:
@@ -85,6 +91,11 @@ def soft_iou(alphas: Tensor, targets: Tensor) -> Tensor:
     return torch.where(union > 0, overlap / union.clamp(min=torch.finfo(union.dtype).tiny), 1.0)
 
 
+def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the last two axes of the binary cross entropy where the target is not negative; 0 where nothing counts."""
+    return _mean(F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none"), targets >= 0)
+
+
 def matting_loss(
     logits: Tensor,
     iou_scores: Tensor,
@@ -94,6 +105,7 @@ def matting_loss(
     gradient_filter: str = "sobel",
     multimask: bool = True,
     iou_weight: float = 1.0,
+    cross_entropy_weight: float = 0.0,
 ) -> MattingLoss:
     """
     Args:
@@ -103,35 +115,50 @@ def matting_loss(
         gradient_weight, gradient_filter: of the gradient loss.
         multimask: the best of mattes 1, 2, ... is trained besides matte 0, and its terms are added.
         iou_weight: of the mean squared error of the scores.
+        cross_entropy_weight: of the cross entropy of the mattes that are trained.
 
     Returns:
-        Terms per prompt; `total = l1 + gradient_weight * gradient + iou_weight * iou`.
+        Terms per prompt; `total = l1 + gradient_weight * gradient + iou_weight * iou`, and the weighted cross entropy.
     """
     targets = targets.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     num_rows, num_mattes = logits.shape[:2]
 
-    def alpha(chosen: Tensor) -> Tensor:
-        return resize_logits(chosen[:, None], targets.shape[-2:])[:, 0].sigmoid()
+    def enlarged(chosen: Tensor) -> Tensor:
+        return resize_logits(chosen[:, None], targets.shape[-2:])[:, 0]
 
-    def terms(alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(large: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        alphas = large.sigmoid()
         l1, gradient = l1_loss(alphas, targets), gradient_loss(alphas, targets, gradient_filter)
         return l1, gradient, soft_iou(alphas.detach(), targets)
 
     best = torch.zeros(num_rows, dtype=torch.long, device=logits.device)
-    l1, gradient, first_iou = terms(alpha(logits[:, 0]))
+    trained = [enlarged(logits[:, 0])]
+    l1, gradient, first_iou = terms(trained[0])
     true_ious = [first_iou]
     if num_mattes > 1:
         with torch.no_grad():  # one matte at a time: they are large
-            others = [terms(alpha(logits[:, i])) for i in range(1, num_mattes)]
+            others = [terms(enlarged(logits[:, i])) for i in range(1, num_mattes)]
         true_ious += [iou for _, _, iou in others]
         if multimask:
             costs = torch.stack([l1 + gradient_weight * gradient for l1, gradient, _ in others], dim=1)
             best = 1 + costs.argmin(1)
-            chosen = logits[torch.arange(num_rows, device=logits.device), best]
-            best_l1, best_gradient, _ = terms(alpha(chosen))
+            trained.append(enlarged(logits[torch.arange(num_rows, device=logits.device), best]))
+            best_l1, best_gradient, _ = terms(trained[1])
             l1, gradient = l1 + best_l1, gradient + best_gradient
     iou = (iou_scores.to(targets.dtype) - torch.stack(true_ious, dim=1)).square().mean(1)
-    return MattingLoss(l1 + gradient_weight * gradient + iou_weight * iou, l1, gradient, iou, best)
+    total, cross_entropy = l1 + gradient_weight * gradient + iou_weight * iou, None
+    if cross_entropy_weight:
+        cross_entropy = torch.stack([cross_entropy_loss(large, targets) for large in trained]).sum(0)
+        total = total + cross_entropy_weight * cross_entropy
+    return MattingLoss(total, l1, gradient, iou, best, cross_entropy)
 
 
-__all__ = ["GRADIENT_FILTERS", "MattingLoss", "gradient_loss", "l1_loss", "matting_loss", "soft_iou"]
+__all__ = [
+    "GRADIENT_FILTERS",
+    "MattingLoss",
+    "cross_entropy_loss",
+    "gradient_loss",
+    "l1_loss",
+    "matting_loss",
+    "soft_iou",
+]

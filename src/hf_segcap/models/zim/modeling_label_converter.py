@@ -7,13 +7,14 @@ the paper leaves open, follow `ZimLabelConverterConfig`.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import HieraConfig, HieraModel, PreTrainedModel
+from transformers import HieraConfig, HieraModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.hiera.modeling_hiera import HieraMaskUnitAttention
@@ -22,7 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ...hub import HubMixin
+from ...hub import CompleteCheckpointMixin, HubMixin
 from ..sam.losses import resize_logits
 from .configuration_label_converter import STRIDES, ZimLabelConverterConfig
 from .detail_decoder import ZimConvBlock, ZimFusionBlock
@@ -78,14 +79,18 @@ class ZimLabelConverterAttention(HieraMaskUnitAttention):
         num_rows, num_tokens, _ = hidden_states.shape
         windows = num_tokens // (self.query_stride * self.window_size) if self.use_mask_unit_attn else 1
         qkv = self.qkv(hidden_states).reshape(num_rows, -1, windows, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # each (N * windows, heads, tokens, head width)
+        query, key, value = qkv.permute(3, 0, 2, 4, 1, 5).flatten(
+            1, 2
+        )  # each (N * windows, heads, tokens, head width)
         if self.query_stride > 1:
             query = query.unflatten(2, (self.query_stride, -1)).amax(2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         result, weights = attend(
             self, query, key, value, attention_mask=None, scaling=self.scale, dropout=0.0, is_causal=False
         )
-        result = result.unflatten(0, (num_rows, windows)).transpose(1, 2).reshape(num_rows, -1, self.hidden_size_output)
+        result = (
+            result.unflatten(0, (num_rows, windows)).transpose(1, 2).reshape(num_rows, -1, self.hidden_size_output)
+        )
         if weights is not None:
             weights = weights.unflatten(0, (num_rows, windows)).transpose(1, 2)
         return self.proj(result), weights if output_attentions else None
@@ -128,6 +133,7 @@ class ZimLabelConverterDecoder(nn.Module):
         backbone, norm = config.backbone_config, config.decoder_norm
         channels = [int(backbone.embed_dim * backbone.embed_dim_multiplier**i) for i in range(len(STRIDES))][::-1]
         sizes, detail = list(config.decoder_hidden_sizes), config.detail_hidden_size
+        self.norms = nn.ModuleList(nn.LayerNorm(size, eps=backbone.layer_norm_eps) for size in channels)
         self.laterals = nn.ModuleList(nn.Conv2d(given, size, 1) for given, size in zip(channels[1:], sizes))
         self.details = nn.ModuleList(
             ZimConvBlock(backbone.num_channels, detail, norm, stride=stride) for stride in (2, 1)
@@ -141,13 +147,13 @@ class ZimLabelConverterDecoder(nn.Module):
     def forward(self, features: tuple[Tensor, ...], inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
-            features: (N, c_i, H / s, W / s) of the backbone at strides s of 4, 8, 16, 32.
+            features: (N, H / s, W / s, c_i) of the backbone at strides s of 4, 8, 16, 32.
             inputs: (N, 4, H, W), what the backbone saw.
 
         Returns:
             Logits (N, 1, H / 8, W / 8), (N, 1, H / 4, W / 4), (N, 1, H, W).
         """
-        x, *finer = features[::-1]
+        x, *finer = (norm(stage).permute(0, 3, 1, 2) for norm, stage in zip(self.norms, features[::-1]))
         maps = []
         for i, block in enumerate(self.fusion_blocks):
             own = self.laterals[i](finer[i]) if i < len(finer) else self.details[i - len(finer)](inputs)
@@ -157,7 +163,7 @@ class ZimLabelConverterDecoder(nn.Module):
         return coarse, middle, fine
 
 
-def refine(coarse: Tensor, fine: Tensor, unknown_range: tuple[float, float], width: int) -> Tensor:
+def refine(coarse: Tensor, fine: Tensor, unknown_range: Sequence[float], width: int) -> Tensor:
     """Replaces a matte by a finer one where it is unsure, or near such a place.
 
     Args:
@@ -177,13 +183,14 @@ def refine(coarse: Tensor, fine: Tensor, unknown_range: tuple[float, float], wid
     return torch.where(unsure > 0, fine, coarse.detach())
 
 
-class ZimLabelConverter(HubMixin, PreTrainedModel):
+class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
     """Turns coarse masks into mattes, any number of masks per image; each mask is a pass of its own."""
 
     config: ZimLabelConverterConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    incomplete_checkpoint_hint = "To start a training from a Hiera checkpoint use ZimLabelConverter.from_hiera(hiera). No label converter was released."
     supports_gradient_checkpointing = True
     _no_split_modules = ["HieraLayer"]
     _supports_sdpa = True
@@ -225,7 +232,9 @@ class ZimLabelConverter(HubMixin, PreTrainedModel):
             hiera = HieraModel.from_pretrained(hiera, add_pooling_layer=False)
         if not isinstance(hiera, HieraModel):
             raise TypeError(f"Expected a HieraModel or the name or folder of one, got {type(hiera).__name__}.")
-        backbone = HieraConfig.from_dict({**hiera.config.to_dict(), "image_size": [image_size, image_size]})
+        own = {field.name for field in fields(HieraConfig)} - {field.name for field in fields(PreTrainedConfig)}
+        sizes = {name: getattr(hiera.config, name) for name in own if not name.startswith("_")}
+        backbone = HieraConfig(**{**sizes, "image_size": [image_size, image_size]})
         model = cls(ZimLabelConverterConfig(backbone_config=backbone, **config_kwargs)).to(hiera.dtype)
         weights = {name: value for name, value in hiera.state_dict().items() if not name.startswith("pooler.")}
         projection, positions = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
@@ -301,7 +310,9 @@ class ZimLabelConverter(HubMixin, PreTrainedModel):
         )
 
         whole = torch.is_grad_enabled() or self.training or any(flags.values())
-        size = masks_per_batch or max(1, (_CPU_PIXELS if inputs.device.type == "cpu" else _GPU_PIXELS) // inputs[0, 0].numel())
+        size = masks_per_batch or max(
+            1, (_CPU_PIXELS if inputs.device.type == "cpu" else _GPU_PIXELS) // inputs[0, 0].numel()
+        )
         parts = [self._convert(part, flags) for part in inputs.split(len(inputs) if whole else size)]
         sides = tuple(torch.cat(maps) for maps in zip(*(side for side, _ in parts)))
         refined = self._refine(sides)
@@ -330,8 +341,7 @@ class ZimLabelConverter(HubMixin, PreTrainedModel):
             output_hidden_states=True,
             return_dict=True,
         )
-        features = tuple(stage.permute(0, 3, 1, 2) for stage in encoded.reshaped_hidden_states[1:])
-        return self.decoder(features, inputs.to(self.dtype)), encoded
+        return self.decoder(encoded.reshaped_hidden_states[1:], inputs.to(self.dtype)), encoded
 
     def _refine(self, sides: tuple[Tensor, ...]) -> list[Tensor]:
         """The matte after each step, logits (N, 1, H, W): that of stride 8, corrected by stride 4, corrected by stride 1."""

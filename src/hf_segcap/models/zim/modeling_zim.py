@@ -48,7 +48,8 @@ class ZimMattingOutput(ModelOutput):
         image_embeddings (`torch.FloatTensor` of shape `(B, C, g, g)`): output of the image encoder.
         detail_features (`tuple` of `torch.FloatTensor` of shape `(B, c_i, S / 2, S / 2)`, `(B, c_i, S / 4, S / 4)`, ...):
             output of the detail encoder.
-        l1_loss, gradient_loss, iou_loss (`torch.FloatTensor` of shape `(1,)`): unweighted terms of the loss.
+        l1_loss, gradient_loss, iou_loss (`torch.FloatTensor` of shape `(1,)`): unweighted terms of the loss; with a weight
+            `cross_entropy_loss`, too.
         vision_hidden_states, vision_attentions (`tuple`, *optional*): recorded from the image encoder.
         mask_decoder_attentions (`tuple`, *optional*): token-to-image attention `(R, heads, tokens, g * g)` of the two-way
             mixer (`output_attentions=True`, eager attention); R = prompts that are not padding.
@@ -64,6 +65,7 @@ class ZimMattingOutput(ModelOutput):
     l1_loss: Tensor | None = None
     gradient_loss: Tensor | None = None
     iou_loss: Tensor | None = None
+    cross_entropy_loss: Tensor | None = None
     vision_hidden_states: tuple[Tensor, ...] | None = None
     vision_attentions: tuple[Tensor, ...] | None = None
     mask_decoder_attentions: tuple[Tensor, ...] | None = None
@@ -290,6 +292,7 @@ class ZimModel(SamRegionPreTrainedModel):
             gradient_filter=config.gradient_filter,
             multimask=config.multimask_loss,
             iou_weight=config.iou_loss_weight,
+            cross_entropy_weight=config.cross_entropy_loss_weight,
         )
         # a batch of padding alone trains nothing, but every parameter takes part
         weight = 0.0 if rows.empty else 1.0
@@ -298,8 +301,9 @@ class ZimModel(SamRegionPreTrainedModel):
             "l1_loss": result.l1,
             "gradient_loss": result.gradient,
             "iou_loss": result.iou,
+            "cross_entropy_loss": result.cross_entropy,
         }
-        return {name: value.mean() * weight for name, value in terms.items()}
+        return {name: value.mean() * weight for name, value in terms.items() if value is not None}
 
     @merge_with_config_defaults
     @capture_outputs

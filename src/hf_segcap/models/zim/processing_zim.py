@@ -94,10 +94,19 @@ class ZimProcessor(SamPromptProcessor):
             raise ValueError("Prompts are scaled with their image: pass `images`, or its size as `original_sizes`.")
         if prompts_given:
             data |= self._process_prompts(data, input_boxes, input_points, point_labels, None, options)
-            _check_every_object_has_a_prompt(data)
         if options.get("return_tensors") == "np":
             data = {name: np.asarray(value) for name, value in data.items()}
         return BatchFeature(data)
+
+    def prompts_to_model_inputs(self, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
+        """As [`SamPromptProcessor.prompts_to_model_inputs`].
+
+        Raises:
+            ValueError: an object without a prompt.
+        """
+        inputs = super().prompts_to_model_inputs(*args, **options)
+        _check_every_object_has_a_prompt(inputs)
+        return inputs
 
     @property
     def model_input_names(self) -> list[str]:
