@@ -17,9 +17,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import SamImageProcessorPil, SamModel
 
-from hf_segcap.everything import GeneratorSettings, MaskProposals, build_crop_boxes, generate_masks
+from hf_segcap.everything import (
+    MATTE_SETTINGS,
+    GeneratorSettings,
+    MaskProposals,
+    build_crop_boxes,
+    generate_masks,
+)
 from hf_segcap.masks import decode_rle
-from hf_segcap.records import to_records
+from hf_segcap.records import to_matte_records, to_records
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sam"
 GOLDEN = {name: json.loads((FIXTURES / f"amg_{name}.json").read_text()) for name in ("grid", "crops", "point_list")}
@@ -290,6 +296,75 @@ def test_nothing_survives():
     kept = propose_fixed([rectangle(0, 0, 4, 4)], [0.1], min_mask_region_area=5)
     assert len(kept) == 0 and kept.masks.shape == (0, 64, 64) and kept.points.shape == (0, 2)
     assert to_records(kept) == [] == to_records(kept, "coco_rle") == to_records(kept, "uncompressed_rle")
+
+
+# --- mattes -----------------------------------------------------------------------------------------------------------
+
+
+def matte_fixed(masks, scores, **settings):
+    """As `propose_fixed`, with logits of mattes."""
+
+    def segment(points, labels):
+        return torch.stack(masks)[None, None], torch.tensor(scores)[None, None]
+
+    settings = GeneratorSettings(**{"points_per_side": 1, "stability_score_offset": 0.1, **settings})
+    image = np.zeros((64, 64, 3), np.uint8)
+    return generate_masks(image, lambda crop: (segment, (32, 32)), image_size=32, settings=settings, mattes=True)
+
+
+def test_the_stability_of_a_matte_compares_alpha():
+    # alpha 0.59 and 0.61 in the middle: logits 0.364 and 0.447, both within 1 of 0
+    masks = [rectangle(0, 0, 8, 8, inside=0.364), rectangle(0, 0, 8, 4, inside=0.447)]
+    assert len(propose_fixed(masks, [0.9, 0.95], stability_score_thresh=0.5)) == 0
+    kept = matte_fixed(masks, [0.9, 0.95], stability_score_thresh=0.5)
+    assert kept.predicted_iou.tolist() == pytest.approx([0.95])
+    assert len(matte_fixed(masks, [0.9, 0.95], stability_score_thresh=0.5, stability_score_offset=0.05)) == 2
+    assert kept.runs.areas()[0] == kept.masks.sum() > 1000
+
+
+def test_records_of_mattes_have_the_matte_of_the_whole_image():
+    kept = matte_fixed([rectangle(0, 0, 8, 4, inside=1.0)], [0.9], stability_score_thresh=0.5)
+    (record,) = to_matte_records(kept, 32)
+    alpha = record["logit"]
+    assert alpha.shape == (64, 64) and alpha.dtype == np.uint8
+    assert alpha[5, 5] == int(255 / (1 + np.exp(-1.0))) and alpha[60, 5] == 0  # rounded down
+    assert ((alpha > 127) == record["segmentation"]).mean() > 0.999
+    with pytest.raises(ValueError, match="mattes=True"):
+        to_matte_records(propose_fixed([rectangle(0, 0, 8, 4)], [0.9]), 32)
+
+
+def test_mattes_of_a_crop_are_zero_elsewhere():
+    def encode(crop):
+        def segment(points, labels):
+            return rectangle(2, 2, 6, 6).expand(1, points.shape[1], 1, 8, 8), torch.ones(1, points.shape[1], 1)
+
+        return segment, (32, 32)
+
+    settings = GeneratorSettings(
+        points_per_side=1, crop_n_layers=1, stability_score_offset=0.1, stability_score_thresh=0.5
+    )
+    image = np.zeros((200, 200, 3), np.uint8)
+    found = generate_masks(image, encode, image_size=32, settings=settings, mattes=True)
+    records = to_matte_records(found, 32)
+    assert len(records) == 5
+    for record, (x0, y0, x1, y1) in zip(records, found.crop_boxes.tolist()):
+        outside = np.ones((200, 200), bool)
+        outside[y0:y1, x0:x1] = False
+        assert (record["logit"][outside] == 0).all() and record["logit"].max() >= 254
+        centre = record["logit"][(y0 + y1) // 2, (x0 + x1) // 2]
+        assert centre == 254
+
+
+def test_defaults_of_mattes():
+    assert dict(MATTE_SETTINGS) == {"stability_score_thresh": 0.9, "stability_score_offset": 0.1}
+
+    def segment(points, labels):  # logit 0.5, alpha 0.62: too unstable for SAM's logits, stable for mattes
+        return torch.full((1, points.shape[1], 1, 8, 8), 0.5), torch.ones(1, points.shape[1], 1)
+
+    image = np.zeros((64, 64, 3), np.uint8)
+    encode = lambda crop: (segment, (32, 32))
+    assert len(generate_masks(image, encode, image_size=32)) == 0
+    assert len(generate_masks(image, encode, image_size=32, mattes=True)) == 1
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from hf_segcap import visualization
-from hf_segcap.visualization import distinct_colors, draw_regions
+from hf_segcap.visualization import distinct_colors, draw_mattes, draw_regions
 
 BLANK = Image.new("RGB", (400, 300), (128, 128, 128))
 
@@ -103,3 +103,64 @@ def test_colors_differ():
     colors = np.array(distinct_colors(30), dtype=float)
     assert len(np.unique(colors, axis=0)) == 30
     assert np.abs(np.diff(colors, axis=0)).sum(1).min() > 80
+
+
+# --- mattes -----------------------------------------------------------------------------------------------------------
+
+
+def soft_square(x0, y0, x1, y1, alpha=255):
+    matte = np.zeros((300, 400), np.uint8)
+    matte[y0:y1, x0:x1] = alpha
+    return {"alpha": Image.fromarray(matte), "score": 0.9}
+
+
+def test_overlays_tint_objects_and_darken_the_rest():
+    results = [soft_square(50, 60, 150, 160), soft_square(200, 60, 300, 160, alpha=128)]
+    picture = draw_mattes(BLANK, results, style="overlay", colors=[(255, 0, 0), (0, 0, 255)])
+    assert picture.size == BLANK.size
+    outside, first, second = (np.array(picture.getpixel(at), int) for at in ((10, 10), (100, 100), (250, 100)))
+    assert outside.tolist() == [45, 45, 45]
+    assert first[0] > 150 > first[1] == first[2] > 80
+    assert second[2] > second[0] and outside.sum() < second.sum() < first.sum()  # half as strong
+    assert np.array_equal(np.asarray(draw_mattes(BLANK, [], style="overlay")), np.asarray(BLANK))
+
+
+def test_cut_outs_lie_over_a_checkerboard_in_panels_of_their_own():
+    results = [soft_square(50, 60, 150, 160), soft_square(200, 10, 390, 290, alpha=128)]
+    sheet = draw_mattes(BLANK, results, columns=3, panel_size=200, colors=[(255, 0, 0), (0, 0, 255)])
+    gap = 4
+    assert sheet.size == (3 * 200 + 4 * gap, 150 + 2 * gap)
+    panels = [
+        np.asarray(sheet.crop((gap + i * 204, gap, gap + i * 204 + 200, gap + 150))).astype(int) for i in range(3)
+    ]
+    assert panels[1][0, 0].tolist() == [255, 0, 0] and panels[2][0, 0].tolist() == [0, 0, 255]  # frames
+    assert panels[1][75, 100].tolist() == [128, 128, 128]  # solid, enlarged to the height of the panel
+    assert set(np.unique(panels[1][10:140, 5:15])) == {208, 255}  # beside it: two kinds of squares
+    middle = np.unique(panels[2][60:90, 90:110])
+    assert len(middle) == 2 and abs(middle[0] - 168) <= 1 and abs(middle[1] - 191) <= 1  # half transparent
+    assert draw_mattes(BLANK, results, panel_size=200).height > 150  # about as wide as high
+
+
+def test_estimated_foregrounds_and_sixteen_bits_are_drawn():
+    result = soft_square(0, 0, 400, 300)
+    red = Image.new("RGBA", (400, 300), (250, 0, 0, 255))
+    sheet = draw_mattes(BLANK, [{**result, "foreground": red}], columns=2, panel_size=200)
+    assert sheet.getpixel((4 + 204 + 100, 75)) == (250, 0, 0)
+    deep = {"alpha": Image.fromarray(np.asarray(result["alpha"]).astype(np.uint16) * 257)}
+    assert draw_mattes(BLANK, [deep]).tobytes() == draw_mattes(BLANK, [result]).tobytes()
+    empty = draw_mattes(BLANK, [soft_square(0, 0, 0, 0)], columns=2, panel_size=200)
+    assert set(np.unique(np.asarray(empty)[20:130, 230:380])) == {208, 255}
+
+
+@pytest.mark.parametrize(
+    ("results", "options", "message"),
+    [
+        ([{"alpha": np.ones((3, 3))}], {}, "result 0"),
+        ([{"mask": np.ones((300, 400), bool)}], {}, 'Result 0 has no "alpha"'),
+        ([], {"style": "comic"}, "style"),
+        ([], {"panel_size": 0}, "panel_size"),
+    ],
+)
+def test_bad_mattes(results, options, message):
+    with pytest.raises(ValueError, match=message):
+        draw_mattes(BLANK, results, **options)

@@ -22,7 +22,7 @@ IMAGE = str(GOLDEN / "image0.png")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segment")
     loaded = SamForPromptableSegmentation.from_pretrained(GOLDEN / "tiny")
-    loaded.config.generator = {"points_per_side": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+    loaded.config.everything = {"points_per_side": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
     loaded.save_pretrained(folder)
     SamPromptableProcessor.from_pretrained(GOLDEN / "tiny").save_pretrained(folder)
     return str(folder)

@@ -3,14 +3,15 @@
 
 This is SAM's automatic mask generator (Kirillov et al. 2023, section 4 and appendix B, and the released code): filters
 by predicted IoU, stability and crop edge, NMS in each crop and between crops, removal of small regions, in that order.
-Nothing here knows a model: callables encode and segment.
+ZIM's generator (its released code) is the same with mattes: the filters look at alpha instead of logits. Nothing here
+knows a model: callables encode and segment.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,14 @@ from .prompts import scale_points
 _UPSCALED_ON_CPU = 2**22
 _UPSCALED_ON_ACCELERATOR = 2**26
 
+# Of alpha, where SAM's generator has 0 of logits.
+MATTE_THRESHOLD = 0.5
+# What ZIM's generator has instead of SAM's defaults.
+MATTE_SETTINGS: Mapping[str, Any] = {"stability_score_thresh": 0.9, "stability_score_offset": 0.1}
+
 Segment = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Encoded = tuple[Segment, tuple[int, int]]
+FinishMatte = Callable[[torch.Tensor, tuple[int, int], tuple[int, int]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class GeneratorSettings:
         points_per_batch: points per call of the mask decoder; bounds memory, changes no result.
         pred_iou_thresh: masks with a predicted IoU above it stay (0 or less: all stay).
         stability_score_thresh: masks with a stability of at least this stay (0 or less: all stay).
-        stability_score_offset: logit distance from 0 of the two cuts that the stability compares.
+        stability_score_offset: distance of the two cuts that the stability compares from logit 0 (mattes: from alpha 0.5).
         box_nms_thresh: of two masks of a crop whose boxes have a larger IoU than this, the one with the better predicted
             IoU stays.
         crop_n_layers: also looks at overlapping crops: layer i has 2**i x 2**i of them, each encoded by itself.
@@ -172,6 +179,9 @@ class MaskProposals:
         predicted_iou: float32 (N,).
         stability_score: float32 (N,), in [0, 1]; NaN where a mask has no pixel and the test was switched off.
         crop_boxes: int64 (N, 4) xyxy (exclusive) of the crop that each mask was found in.
+        low_res_mattes: float32 (N, l, l) matte logits of the crop in the padded model frame, of mattes; else None. Mattes
+            of image size are made from them one by one ([`MaskProposals.matte`]): all at once may not fit into memory.
+        reshaped_sizes: int64 (N, 2) (height, width) of that crop in the model frame, of mattes.
     """
 
     runs: MaskRuns
@@ -180,6 +190,8 @@ class MaskProposals:
     predicted_iou: torch.Tensor
     stability_score: torch.Tensor
     crop_boxes: torch.Tensor
+    low_res_mattes: torch.Tensor | None = None
+    reshaped_sizes: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -189,19 +201,43 @@ class MaskProposals:
         """bool (N, height, width), decoded on each access."""
         return self.runs.decode()
 
+    def matte(self, index: int, finish: FinishMatte) -> np.ndarray:
+        """The matte of one mask, (height, width) of the whole image and 0 outside its crop.
+
+        Args:
+            finish: `(low_res_matte, crop_size, reshaped_size) -> matte`: makes a matte of the size of the crop from logits
+                (l, l); sizes are (height, width).
+
+        Raises:
+            ValueError: masks of a segmentation model, which have no mattes.
+        """
+        if self.low_res_mattes is None or self.reshaped_sizes is None:
+            raise ValueError("These proposals are masks without mattes: generate them with `mattes=True`.")
+        x0, y0, x1, y1 = self.crop_boxes[index].tolist()
+        height, width = self.reshaped_sizes[index].tolist()
+        matte = finish(self.low_res_mattes[index], (y1 - y0, x1 - x0), (height, width))
+        if matte.shape == self.runs.size:
+            return matte
+        result = np.zeros(self.runs.size, matte.dtype)
+        result[y0:y1, x0:x1] = matte
+        return result
+
     def select(self, indices: torch.Tensor) -> MaskProposals:
         """The masks at integer indices (K,), in that order."""
-        columns = (getattr(self, name)[indices] for name in _COLUMNS)
-        return MaskProposals(self.runs.select(indices), *columns)
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        chosen = {name: column[indices] for name, column in columns.items() if column is not None}
+        return MaskProposals(self.runs.select(indices), **chosen)
 
     @classmethod
     def concat(cls, parts: Sequence[MaskProposals], size: tuple[int, int]) -> MaskProposals:
         """All parts, whose masks have the size (height, width), in order."""
+        columns: list[Any]
         if not parts:
             corners = torch.zeros(0, 4, dtype=torch.int64)
             columns = [corners, torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0), torch.zeros(0), corners]
         else:
-            columns = [torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS]
+            of_parts = ([getattr(part, name) for part in parts] for name in _COLUMNS)
+            columns = [None if column[0] is None else torch.cat(column) for column in of_parts]
         return cls(MaskRuns.concat([part.runs for part in parts], size), *columns)
 
 
@@ -249,6 +285,7 @@ def generate_masks(
     settings: GeneratorSettings | None = None,
     whole: Encoded | None = None,
     progress: bool = False,
+    mattes: bool = False,
 ) -> MaskProposals:
     """Asks a model for the masks at every point of a grid, in the image and in crops of it, and keeps the good ones.
 
@@ -264,14 +301,16 @@ def generate_masks(
             model-frame pixels and point_labels int64 (1, P, 1) of ones, both on the CPU; pred_masks (1, P, M, l, l)
             low-resolution logits, iou_scores (1, P, M). It is dropped before the next crop is encoded.
         image_size: side of the padded model frame.
-        settings: grids and thresholds; SAM's defaults if not given.
+        settings: grids and thresholds; SAM's defaults if not given (mattes: with [`MATTE_SETTINGS`]).
         whole: what `encode_crop` would return for the whole image, if that has been encoded already.
         progress: show a bar once the grids have taken longer than three seconds.
+        mattes: the logits are of mattes. A mask is then what has an alpha (the sigmoid of a logit) above 0.5, the stability
+            compares cuts of alpha, and the proposals keep the logits of their mattes.
 
     Raises:
         ValueError: an image that is no (height, width, 3) array or too small for the crop layers.
     """
-    settings = settings or GeneratorSettings()
+    settings = settings or GeneratorSettings.from_dicts(MATTE_SETTINGS if mattes else None)
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"`image` must have the shape (height, width, 3), got {image.shape}.")
     size = (image.shape[0], image.shape[1])
@@ -283,7 +322,7 @@ def generate_masks(
         for crop, layer in zip(crops, layers):
             x0, y0, x1, y1 = crop
             encoded = whole if whole is not None and layer == 0 else encode_crop(image[y0:y1, x0:x1])
-            parts.append(_search_crop(encoded, crop, size, grids[layer], image_size, settings, bar.update))
+            parts.append(_search_crop(encoded, crop, size, grids[layer], image_size, settings, mattes, bar.update))
             del encoded
     found = MaskProposals.concat(parts, size)
     if len(crops) > 1:
@@ -301,6 +340,7 @@ def _search_crop(
     grid: torch.Tensor,
     image_size: int,
     settings: GeneratorSettings,
+    mattes: bool,
     advance: Callable[[int], Any],
 ) -> MaskProposals:
     """The masks of one crop that pass its filters and its NMS, in whole-image pixels."""
@@ -314,23 +354,22 @@ def _search_crop(
         pred_masks, iou_scores = segment(model_points, torch.ones(model_points.shape[:3], dtype=torch.int64))
         # Rows are point-major: the M masks of the first point, then those of the second, ...
         low_res, iou = pred_masks[0].flatten(0, 1), iou_scores[0].flatten().float()
-        rows = _promising(low_res, iou, reshaped_size, image_size, settings)
+        rows = _promising(low_res, iou, reshaped_size, image_size, settings, mattes)
         limit = _UPSCALED_ON_CPU if low_res.device.type == "cpu" else _UPSCALED_ON_ACCELERATOR
         for chunk in rows.split(max(1, limit // max(size[0] * size[1], image_size**2))):
             logits = upscale_masks(low_res[chunk][:, None], reshaped_size, size, image_size)[:, 0]
             at = batch[chunk.cpu() // pred_masks.shape[2]]
-            parts.append(_test_masks(logits, iou[chunk], at, crop, full_size, settings))
+            source = (low_res[chunk], reshaped_size) if mattes else None
+            parts.append(_test_masks(logits, iou[chunk], at, crop, full_size, settings, source))
         advance(len(batch))
     found = MaskProposals.concat(parts, size)
     found = found.select(box_nms(found.boxes, found.predicted_iou, settings.box_nms_thresh))
     corner = torch.tensor([x0, y0])
-    return MaskProposals(
-        found.runs.embed(full_size, x0, y0),
-        found.boxes + corner.repeat(2),
-        found.points + corner,
-        found.predicted_iou,
-        found.stability_score,
-        found.crop_boxes,
+    return replace(
+        found,
+        runs=found.runs.embed(full_size, x0, y0),
+        boxes=found.boxes + corner.repeat(2),
+        points=found.points + corner,
     )
 
 
@@ -340,6 +379,7 @@ def _promising(
     reshaped_size: tuple[int, int],
     image_size: int,
     settings: GeneratorSettings,
+    mattes: bool,
 ) -> torch.Tensor:
     """Indices of the masks whose scores and low-resolution logits (K, l, l) do not rule them out."""
     rows = torch.arange(len(iou), device=iou.device)
@@ -349,7 +389,10 @@ def _promising(
         # Interpolation never exceeds its input: without a logit above the higher cut the stability is 0 or 0 / 0.
         peaks = without_padding(low_res[rows], reshaped_size, (image_size, image_size)).float().amax(dim=(-2, -1))
         rounding = 1e-5 * peaks.abs()
-        rows = rows[peaks > settings.stability_score_offset - rounding]
+        middle = 0.0
+        if mattes:
+            peaks, middle = peaks.sigmoid(), MATTE_THRESHOLD
+        rows = rows[peaks > middle + settings.stability_score_offset - rounding]
     return rows
 
 
@@ -360,18 +403,25 @@ def _test_masks(
     crop: tuple[int, int, int, int],
     full_size: tuple[int, int],
     settings: GeneratorSettings,
+    mattes: tuple[torch.Tensor, tuple[int, int]] | None = None,
 ) -> MaskProposals:
-    """Stability and edge filters on the upscaled masks (K, H, W) of a crop; survivors on the CPU."""
-    stability = stability_score(logits, threshold=0.0, offset=settings.stability_score_offset)
+    """Stability and edge filters on the upscaled masks (K, H, W) of a crop; survivors on the CPU.
+
+    `mattes`: their low-resolution logits (K, l, l) and the size of the crop in the model frame, if they are mattes.
+    """
+    threshold = 0.0
+    if mattes is not None:
+        logits, threshold = logits.sigmoid_(), MATTE_THRESHOLD
+    stability = stability_score(logits, threshold, settings.stability_score_offset)
     kept = torch.arange(len(iou), device=iou.device)
     if settings.stability_score_thresh > 0:
         kept = kept[stability >= settings.stability_score_thresh]  # NaN (an empty mask) fails
-    runs = MaskRuns.encode(logits[kept] > 0.0)
+    runs = MaskRuns.encode(logits[kept] > threshold)
     kept = kept.cpu()
     boxes = torch.from_numpy(runs.boxes())
     inside = (~touches_crop_edge(boxes, crop, full_size)).nonzero()[:, 0]
     kept = kept[inside]
-    return MaskProposals(
+    found = MaskProposals(
         runs.select(inside),
         boxes[inside],
         points[kept],
@@ -379,6 +429,11 @@ def _test_masks(
         stability.cpu()[kept],
         torch.tensor([crop], dtype=torch.int64).expand(len(kept), 4),
     )
+    if mattes is None:
+        return found
+    low_res, reshaped_size = mattes
+    sizes = torch.tensor([reshaped_size], dtype=torch.int64).expand(len(kept), 2)
+    return replace(found, low_res_mattes=low_res[kept.to(low_res.device)].float().cpu(), reshaped_sizes=sizes)
 
 
 def _without_small_regions(found: MaskProposals, settings: GeneratorSettings) -> MaskProposals:
@@ -388,5 +443,4 @@ def _without_small_regions(found: MaskProposals, settings: GeneratorSettings) ->
     untouched = torch.from_numpy(~(had_holes | had_islands)).float()
     boxes = torch.from_numpy(runs.boxes())
     kept = box_nms(boxes, untouched, max(settings.box_nms_thresh, settings.crop_nms_thresh))
-    columns = (getattr(found, name) for name in _COLUMNS[1:])
-    return MaskProposals(runs, boxes, *columns).select(kept)
+    return replace(found, runs=runs, boxes=boxes).select(kept)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of results: masks, boxes and captions over the image. PIL and numpy only."""
+"""Pictures of results: masks, boxes and captions over the image, mattes and cut-outs. PIL and numpy only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .data.alpha import alpha_box, decode_alpha
 from .images import load_image
 
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 _MIN_FONT_SIZE, _SMALL_FONT_SIZE = 7, 11  # set for lack of room; set to keep captions near their regions
+_MATTE_STYLES = ("cutouts", "overlay")
+_CHECKERS = (255, 208)  # grey values of the squares behind cut-outs
+_BACKDROP = 0.35  # brightness of what belongs to no object
+_TINT = 0.3  # how much an object gets of its colour
 # Tried in this order for text beyond ASCII, which PIL's own font hardly covers; PIL looks in the system's font folders.
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 
@@ -98,6 +103,107 @@ def draw_regions(
             if label is not None:
                 label.write(picture, color)
     return picture
+
+
+def draw_mattes(
+    image: Any,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    style: str = "cutouts",
+    columns: int | None = None,
+    panel_size: int = 400,
+    colors: Sequence[Color] | None = None,
+) -> Image.Image:
+    """Draws what `pipeline("image-matting")` returned.
+
+    Args:
+        image: the image in any form that the pipelines take.
+        results: per object a dict with "alpha" (of the size of the image, see [`~hf_segcap.data.alpha.decode_alpha`]) and, for
+            cut-outs without the colours of the background, "foreground".
+        style: "overlay": the image, grey and dark outside of all objects, each of which is tinted with a colour of its own.
+            "cutouts": a sheet of panels: this picture, then each object, close up, over a checkerboard.
+        columns: panels per row; default: a sheet that is about as wide as high.
+        panel_size: longer side of a panel in pixels.
+        colors: RGB colours (0..255), used in turn; by default `distinct_colors`.
+
+    Returns:
+        A new RGB image: of the size of the input ("overlay"), or a sheet.
+
+    Raises:
+        ValueError: a result without a matte, or with one of another size; an unknown style; sizes below 1.
+    """
+    if style not in _MATTE_STYLES:
+        raise ValueError(f"`style` must be one of {list(_MATTE_STYLES)}, got {style!r}.")
+    if panel_size < 1 or (columns is not None and columns < 1):
+        raise ValueError(f"`panel_size` and `columns` must be at least 1, got {panel_size} and {columns}.")
+    picture = load_image(image)
+    palette = list(colors) if colors else distinct_colors(len(results))
+    paint = [palette[index % len(palette)] for index in range(len(results))]
+    for index, result in enumerate(results):
+        if result.get("alpha") is None:
+            raise ValueError(f'Result {index} has no "alpha": it is not of the image-matting pipeline.')
+    if style == "overlay":
+        return _paint_mattes(picture, results, paint)
+    scale = panel_size / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    panels = [_paint_mattes(picture, results, paint).resize(size, Image.Resampling.LANCZOS)]
+    panels += [_cut_out_panel(picture, result, index, size, paint[index]) for index, result in enumerate(results)]
+    columns = columns or max(1, round((len(panels) * size[1] / size[0]) ** 0.5))
+    columns, gap = min(columns, len(panels)), max(1, panel_size // 50)
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * (size[0] + gap) + gap, rows * (size[1] + gap) + gap), "white")
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        sheet.paste(panel, (gap + column * (size[0] + gap), gap + row * (size[1] + gap)))
+    return sheet
+
+
+def _matte_of(result: Mapping[str, Any], index: int, picture: Image.Image) -> np.ndarray:
+    return decode_alpha(result["alpha"], name=f"result {index}", size=(picture.height, picture.width))
+
+
+def _paint_mattes(picture: Image.Image, results: Sequence[Mapping[str, Any]], paint: Sequence[Color]) -> Image.Image:
+    pixels = np.asarray(picture).astype(np.float32)
+    grey = np.asarray(picture.convert("L")).astype(np.float32)[..., None] * _BACKDROP
+    outside = np.ones((*grey.shape[:2], 1), np.float32)
+    for index, (result, color) in enumerate(zip(results, paint)):
+        matte = _matte_of(result, index, picture)[..., None]
+        outside *= 1 - matte
+        pixels += _TINT * matte * (np.array(color, np.float32) - pixels)
+    if results:
+        pixels += outside * (grey - pixels)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+def _cut_out_panel(
+    picture: Image.Image, result: Mapping[str, Any], index: int, size: tuple[int, int], color: Color
+) -> Image.Image:
+    """One object over a checkerboard, as large as the panel allows, in a frame of its colour."""
+    matte = _matte_of(result, index, picture)
+    x0, y0, x1, y1 = alpha_box(matte) or (0.0, 0.0, float(picture.width), float(picture.height))
+    margin = 0.06 * max(x1 - x0, y1 - y0)
+    window = (
+        max(0, int(x0 - margin)),
+        max(0, int(y0 - margin)),
+        min(picture.width, int(np.ceil(x1 + margin))),
+        min(picture.height, int(np.ceil(y1 + margin))),
+    )
+    if result.get("foreground") is not None:
+        cutout = result["foreground"].convert("RGBA").crop(window)
+    else:
+        cutout = picture.crop(window).convert("RGBA")
+        part = matte[window[1] : window[3], window[0] : window[2]]
+        cutout.putalpha(Image.fromarray(np.rint(part * 255).astype(np.uint8)))
+    scale = min(size[0] / cutout.width, size[1] / cutout.height)
+    shape = (max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale)))
+    cutout = cutout.resize(shape, Image.Resampling.BICUBIC)  # Pillow weighs colours with alpha here
+    side = max(2, max(size) // 32)
+    squares = np.indices((size[1], size[0])) // side
+    panel = Image.fromarray(np.where(squares.sum(0) % 2, *_CHECKERS[::-1]).astype(np.uint8)).convert("RGBA")
+    panel.alpha_composite(cutout, ((size[0] - shape[0]) // 2, (size[1] - shape[1]) // 2))
+    panel = panel.convert("RGB")
+    ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=color, width=max(1, max(size) // 130))
+    return panel
 
 
 def _box_of(result: Mapping[str, Any]) -> Box | None:

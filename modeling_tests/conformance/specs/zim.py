@@ -1,18 +1,19 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""ZIM: the model with and without a loss, the processor. Its image processor is judged with SCA's spec."""
+"""ZIM: the model with and without a loss, the processor, the pipeline. Its image processor is judged with SCA's spec."""
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_segcap import ZimConfig, ZimForMatting, ZimModel, ZimProcessor
-from modeling_tests.tiny import IMAGE_SIZE, tiny_image_processor, tiny_zim_config
+from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_image_processor, tiny_zim, tiny_zim_config
 
 from ..overlay import common_tests
-from ..spec_types import ModelSpec, ProcessorSpec
+from ..spec_types import ModelSpec, PipelineSpec, ProcessorSpec
 
 OBJECTS, GRID = 2, 4
 
@@ -122,4 +123,27 @@ PROCESSORS = [
         processor_class=ZimProcessor,
         components=lambda: {"image_processor": tiny_image_processor()},
     )
+]
+
+
+def _save(folder: str) -> None:
+    tiny_zim(spread=0.2).save_pretrained(folder)
+    ZimProcessor(tiny_image_processor()).save_pretrained(folder)
+
+
+_CALLS: dict[str, dict[str, Any]] = {
+    "Boxes": {"boxes": [[0, 0, 20, 20], [5, 5, 40, 30]], "foreground": True},
+    "Points": {"points": [[[10, 12], [30, 8]], [[5, 5]]], "multimask_output": True, "alpha_dtype": "uint16"},
+}
+PIPELINES = [
+    PipelineSpec(
+        name=f"Zim{name}",
+        task="image-matting",
+        save=_save,
+        calls=[(random_image(0), kwargs), (random_image(1, (50, 64)), kwargs)],
+        skip={
+            "test_task_is_registered": "official repositories hold no processor: the pipeline itself reports damage"
+        },
+    )
+    for name, kwargs in _CALLS.items()
 ]

@@ -25,6 +25,18 @@ def numbers(text: str, count: int, option: str) -> list[float]:
     return values
 
 
+def as_one_call(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One object per prompt, each with a single kind: the others have a gap there. The image is encoded once."""
+    gaps: dict[str, Any] = {"boxes": None, "points": [], "text": None}
+    call: dict[str, Any] = {}
+    for name, gap in gaps.items():
+        if any(name in prompt for prompt in prompts):
+            call[name] = [prompt[name][0] if name in prompt else gap for prompt in prompts]
+    if "points" in call:  # [object][point], so that an object may have none
+        call["points"] = [[point] if point else [] for point in call["points"]]
+    return call
+
+
 def table(results: Sequence[Mapping[str, Any]], last: str) -> str:
     """Results of a pipeline as aligned text, one line per region; `last` names the result in the last column."""
     if not results:

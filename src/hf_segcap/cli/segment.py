@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BOX_HELP, POINT_HELP, numbers, table, to_json
+from .options import BOX_HELP, POINT_HELP, as_one_call, numbers, table, to_json
 
 
 def segment(
@@ -51,7 +51,7 @@ def segment(
     picture = load_image(image)
     segmenter = pipeline("promptable-segmentation", model=model)
     if prompts:
-        results = segmenter(picture, **_as_one_call(prompts), refine_steps=refine_steps)
+        results = segmenter(picture, **as_one_call(prompts), refine_steps=refine_steps)
     else:
         results = segmenter(picture)
 
@@ -71,15 +71,3 @@ def segment(
             width=picture.width,
             height=picture.height,
         )
-
-
-def _as_one_call(prompts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One object per prompt, each with a single kind: the others have a gap there. The image is encoded once."""
-    gaps: dict[str, Any] = {"boxes": None, "points": [], "text": None}
-    call: dict[str, Any] = {}
-    for name, gap in gaps.items():
-        if any(name in prompt for prompt in prompts):
-            call[name] = [prompt[name][0] if name in prompt else gap for prompt in prompts]
-    if "points" in call:  # [object][point], so that an object may have none
-        call["points"] = [[point] if point else [] for point in call["points"]]
-    return call

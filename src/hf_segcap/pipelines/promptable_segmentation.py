@@ -84,7 +84,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
             points_per_side, points_per_batch, pred_iou_thresh, stability_score_thresh, stability_score_offset,
                 box_nms_thresh, crop_n_layers, crop_nms_thresh, crop_overlap_ratio, crop_n_points_downscale_factor,
                 point_grids, min_mask_region_area: for everything mode, which runs when no prompt is given; see
-                [`~hf_segcap.everything.GeneratorSettings`]. Defaults: those of the model (`config.generator`, if it has
+                [`~hf_segcap.everything.GeneratorSettings`]. Defaults: those of the model (`config.everything`, if it has
                 them), else SAM's.
             output_mode: form of the masks: "binary_mask" (the default), "uncompressed_rle" or "coco_rle".
             mask_threshold: logits above it belong to the mask of a prompt (default 0).
@@ -149,7 +149,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
         answers = [_Answer(request) for request in requests]
         for index, request in enumerate(requests):
             if not request.model_prompts:
-                defaults = self.model.config.generator
+                defaults = self.model.config.everything
                 found = self.propose(embeddings[index : index + 1], request, defaults, settings, progress)
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):

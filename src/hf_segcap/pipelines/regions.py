@@ -7,12 +7,13 @@ import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..everything import Encoded, GeneratorSettings, MaskProposals, generate_masks
+from ..everything import MATTE_SETTINGS, Encoded, GeneratorSettings, MaskProposals, generate_masks
 from ..images import load_image
 from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts
 from .base import PromptedImagePipeline, pad_prompts, show_progress
@@ -40,7 +41,7 @@ class Request:
         original_size, reshaped_size: (height, width) of the image in pixels, and in the model frame.
         prompts: None for everything mode, or for text alone.
         model_prompts: prompts in the model frame, each (1, P, ...); empty for everything mode.
-        image: (H, W, 3) uint8, in everything mode, which looks at crops of it.
+        image: (H, W, 3) uint8, in everything mode, which looks at crops of it, or where the pipeline asks for it.
     """
 
     original_size: tuple[int, int]
@@ -58,7 +59,9 @@ class Request:
 class RegionPipeline(PromptedImagePipeline):
     """Base of pipelines whose prompts name regions; without a prompt they look for everything."""
 
-    def read(self, item: Any, timeout: float | None = None, **call_prompts: Any) -> dict[str, Any]:
+    def read(
+        self, item: Any, timeout: float | None = None, keep_image: bool = False, **call_prompts: Any
+    ) -> dict[str, Any]:
         image, given = self.split_item(item, call_prompts)
         image = load_image(image, timeout=timeout)
         inputs = self.processor(images=image, return_tensors="pt")
@@ -78,7 +81,7 @@ class RegionPipeline(PromptedImagePipeline):
                 model_prompts["input_masks"] = model_prompts["input_masks"].expand(-1, parsed.counts[0], -1, -1)
         if text is not None:
             model_prompts |= self.processor.text_to_model_inputs(text, 1, model_prompts.get("prompt_mask"))
-        pixels = None if model_prompts else np.asarray(image)
+        pixels = np.asarray(image) if keep_image or not model_prompts else None
         request = Request(original_size, (height, width), parsed, model_prompts, pixels)
         return {"pixel_values": inputs["pixel_values"], "request": request}
 
@@ -101,45 +104,48 @@ class RegionPipeline(PromptedImagePipeline):
             if name in requests[0].model_prompts
         }
 
+    def encode(self, pixel_values: torch.Tensor) -> Any:
+        """What `segment` needs to know of images (B, 3, S, S): their embeddings."""
+        return self.model.get_image_embeddings(pixel_values)
+
+    def segment(self, encoded: Any, points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All masks (1, P, M, l, l) and scores (1, P, M) of points (1, P, 1, 2) of one encoded image."""
+        device = encoded.device
+        return self.model.segment(encoded, input_points=points.to(device), point_labels=labels.to(device))
+
     def propose(
         self,
-        embedding: torch.Tensor,
+        encoded: Any,
         request: Request,
         defaults: Mapping[str, Any] | None,
         settings: Mapping[str, Any] | None,
         progress: bool,
+        mattes: bool = False,
     ) -> MaskProposals:
         """Everything mode: the good masks of all points of a grid.
 
         Args:
-            embedding: (1, C, g, g) of the whole image.
+            encoded: what `encode` gave for the whole image.
             defaults: generator settings of the model; `settings` of the call win.
+            mattes: the model predicts mattes, see [`~hf_segcap.everything.generate_masks`].
         """
-        device = embedding.device
         if request.image is None:
             raise ValueError("Everything mode needs the image, which a request with prompts does not keep.")
-
-        def segmenter(crop_embedding: torch.Tensor, reshaped_size: tuple[int, int]) -> Encoded:
-            def segment(points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                return self.model.segment(
-                    crop_embedding, input_points=points.to(device), point_labels=labels.to(device)
-                )
-
-            return segment, reshaped_size
 
         def encode_crop(crop: np.ndarray) -> Encoded:
             inputs = self.processor(images=crop, return_tensors="pt")
             height, width = inputs["reshaped_input_sizes"][0].tolist()
-            pixel_values = inputs["pixel_values"].to(device, self.dtype)
-            return segmenter(self.model.get_image_embeddings(pixel_values), (height, width))
+            of_crop = self.encode(inputs["pixel_values"].to(self.device, self.dtype))
+            return partial(self.segment, of_crop), (height, width)
 
         return generate_masks(
             request.image,
             encode_crop,
             image_size=self.model.config.vision_config.image_size,
-            settings=GeneratorSettings.from_dicts(defaults, settings),
-            whole=segmenter(embedding, request.reshaped_size),
+            settings=GeneratorSettings.from_dicts(MATTE_SETTINGS if mattes else None, defaults, settings),
+            whole=(partial(self.segment, encoded), request.reshaped_size),
             progress=show_progress(progress),
+            mattes=mattes,
         )
 
 
