@@ -37,3 +37,18 @@ def bundled_photograph(name: str) -> str:
     if name not in photographs:
         raise ValueError(f"No photograph {name!r} is bundled. Bundled: {', '.join(sorted(photographs)) or 'none'}.")
     return str(photographs[name])
+
+
+def bundled_alpha(name: str) -> str:
+    """Path of the alpha matte of a bundled photograph: a grey PNG of the same size.
+
+    Raises:
+        ValueError: there is no matte of a photograph of this name.
+    """
+    suffix = "_alpha"
+    alphas = {path.stem.removesuffix(suffix): path for path in (_ROOT / "photographs").glob(f"*{suffix}.png")}
+    if name not in alphas:
+        raise ValueError(
+            f"No matte of a photograph {name!r} is bundled. Bundled: {', '.join(sorted(alphas)) or 'none'}."
+        )
+    return str(alphas[name])
