@@ -78,16 +78,39 @@ def build_model(size: str, seed: int = 0) -> Any:
     config = SamCaptionConfig(**SIZES[size])
     torch.manual_seed(seed)
     model = SamCaptionForRegionCaptioning(config)
+    return draw_unit_scale(model, seed, skip="language_model.").eval()
+
+
+def sam_parts(size: str) -> dict[str, Any]:
+    """SAM's three sub-configurations of a size, without captions."""
+    parts = SIZES[size]
+    foreign = ("additional_num_hidden_layers", "num_caption_tokens")
+    decoder = {name: value for name, value in parts["mask_caption_decoder_config"].items() if name not in foreign}
+    return {
+        "vision_config": dict(parts["vision_config"]),
+        "prompt_encoder_config": dict(parts["prompt_encoder_config"]),
+        "mask_decoder_config": {**decoder, "layer_norm_eps": 1e-5},
+    }
+
+
+def draw_unit_scale(model: Any, seed: int = 0, skip: str | None = None) -> Any:
+    """Draws the matrices of a SAM-like model anew so that activations stay at unit scale; vectors keep their values.
+
+    Args:
+        skip: parameters whose names begin like this keep theirs, too.
+    """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.startswith("language_model.") or parameter.ndim < 2:
+            if parameter.ndim < 2 or (skip is not None and name.startswith(skip)):
                 continue
             fan_in = parameter[0].numel()
             table = name.endswith(("_tokens.weight", "_token.weight", "_embed.weight")) or "point_embed." in name
             scale = 1.0 if table else 0.2 if "pos" in name else fan_in**-0.5
             parameter.normal_(0.0, scale, generator=generator)
-    return model.eval()
+    return model
 
 
 def generation_kwargs(config: Any, num_beams: int = 1, new_tokens: int = 19) -> dict[str, Any]:
@@ -271,3 +294,23 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in rows:
         print("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
     print(flush=True)
+
+
+def print_runs(title: str, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Times and memory of the runs of each contender, and how the last compares with every other, pair by pair."""
+    rows = []
+    for name, results in runs.items():
+        seconds = [run["seconds"] for run in results]
+        cpu = min(run["cpu_seconds"] for run in results)
+        peaks = [max(run[key] or 0 for run in results) for key in ("peak", "high_water")]
+        rows.append((name, min(seconds), median(seconds), cpu, *(f"{peak:.0f}" for peak in peaks)))
+    print_table([title, "min s", "median s", "min processor s", "peak above start, MiB", "process peak, MiB"], rows)
+    last = list(runs)[-1]
+    for name in list(runs)[:-1]:
+        pairs = list(zip(runs[name], runs[last], strict=True))
+        faster, cpu = (median([a[key] / b[key] for a, b in pairs]) for key in ("seconds", "cpu_seconds"))
+        memory = median([(b["peak"] or 0) / (a["peak"] or 1) for a, b in pairs])
+        print(
+            f"{last} against {name}: {faster:.2f} x faster, {cpu:.2f} x less processor time, {memory:.2f} of the memory",
+            flush=True,
+        )

@@ -23,7 +23,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from common import SIZES, Probe, machine, median, photograph, print_table, run_worker, work
+from common import SIZES, Probe, draw_unit_scale, machine, photograph, print_runs, run_worker, sam_parts, work
 
 OFFICIAL, TRANSFORMERS, OURS = "official procedure", "transformers pipeline", "hf_segcap"
 CONTENDERS = (OFFICIAL, TRANSFORMERS, OURS)
@@ -44,25 +44,12 @@ def make_model(size: str, folder: str) -> None:
     import torch
     from transformers import SamConfig, SamModel
 
-    parts = SIZES[size]
-    decoder = {k: v for k, v in parts["mask_caption_decoder_config"].items() if "caption" not in k}
-    decoder.pop("additional_num_hidden_layers", None)
-    config = SamConfig(
-        vision_config=dict(parts["vision_config"]),
-        prompt_encoder_config=dict(parts["prompt_encoder_config"]),
-        mask_decoder_config={**decoder, "layer_norm_eps": 1e-5},
-    )
+    config = SamConfig(**sam_parts(size))
     torch.manual_seed(0)
-    model = SamModel(config)
-    generator = torch.Generator().manual_seed(0)
+    model = draw_unit_scale(SamModel(config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim < 2:
-                continue
-            table = name.endswith(("_tokens.weight", "_token.weight", "_embed.weight")) or "point_embed." in name
-            scale = 1.0 if table else 0.2 if "pos" in name else parameter[0].numel() ** -0.5
-            parameter.normal_(0.0, scale, generator=generator)
-            if "upscale_conv" in name:
+            if "upscale_conv" in name and parameter.ndim > 1:
                 parameter.copy_(2 * parameter.mean((2, 3), keepdim=True).expand_as(parameter))
     model.save_pretrained(folder)
 
@@ -333,7 +320,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
             )
             runs[name].append(result)
             print(f"  {name}: {result['seconds']:.2f} s, {result['count']} masks", flush=True)
-    report(args, runs)
+    print_runs(f"{args.points_per_side} x {args.points_per_side} points after the encoder", runs)
     records = {name: json.loads(Path(path).read_text()) for name, path in files.items()}
     last = args.contenders[-1]
     for name in args.contenders[:-1]:
@@ -341,27 +328,6 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         print(f"records of {name} and {last}: {difference or 'equal'} ({len(records[last])} masks)")
         if difference:
             raise SystemExit("the contenders disagree: the times above compare different things")
-
-
-def report(args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """Times and memory, and their ratios to the last contender."""
-    rows = []
-    for name, results in runs.items():
-        seconds = [run["seconds"] for run in results]
-        cpu = min(run["cpu_seconds"] for run in results)
-        peaks = [max(run[key] or 0 for run in results) for key in ("peak", "high_water")]
-        rows.append((name, min(seconds), median(seconds), cpu, *(f"{peak:.0f}" for peak in peaks)))
-    title = f"{args.points_per_side} x {args.points_per_side} points after the encoder"
-    print_table([title, "min s", "median s", "min processor s", "peak above start, MiB", "process peak, MiB"], rows)
-    last = args.contenders[-1]
-    for name in args.contenders[:-1]:
-        pairs = list(zip(runs[name], runs[last], strict=True))
-        faster = median([a["seconds"] / b["seconds"] for a, b in pairs])
-        cpu = median([a["cpu_seconds"] / b["cpu_seconds"] for a, b in pairs])
-        memory = median([(a["peak"] or 0) / (b["peak"] or 1) for a, b in pairs])
-        print(
-            f"{last} against {name}: {faster:.2f} x faster, {cpu:.2f} x less processor time, {memory:.2f} x less memory"
-        )
 
 
 if __name__ == "__main__":
