@@ -184,6 +184,15 @@ def compare_forward(
             )
 
 
+def num_written(folder: Path) -> int:
+    """Number of tensors in the written folder, which may be sharded."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            total += len(tensors.keys())
+    return total
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`"float16"` for `torch.float16`."""
     return str(dtype).removeprefix("torch.")
@@ -194,10 +203,10 @@ def shortened(keys: list[str], shown: int = 3) -> str:
     return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")
 
 
-def command_line(description: str, checkpoint: str) -> argparse.ArgumentParser:
-    """The options that all scripts have; `checkpoint` says what that option takes."""
+def command_line(description: str, checkpoint: str, option: str = "--checkpoint") -> argparse.ArgumentParser:
+    """The options that all scripts have; `checkpoint` says what the first one takes, which may have another name."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
-    parser.add_argument("--checkpoint", required=True, type=Path, help=checkpoint)
+    parser.add_argument(option, dest="checkpoint", required=True, type=Path, help=checkpoint)
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the written weights; default: as stored")
     parser.add_argument("--push-to-hub", metavar="ID", help="also upload the written folder as this Hub repository")
@@ -211,7 +220,7 @@ def run(options: argparse.Namespace, convert: Callable[..., Conversion], **kwarg
         print(conversion.table())
         if options.push_to_hub:
             print(f"{'uploaded':<14} {upload(conversion, options.push_to_hub)}")
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

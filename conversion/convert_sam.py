@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from hf_segcap import SamForPromptableSegmentation, SamPromptableConfig, SamPromptableProcessor
 from hf_segcap.conversion.common import (
@@ -27,6 +26,7 @@ from hf_segcap.conversion.common import (
     compare_tensors,
     dtype_name,
     most_common_dtype,
+    num_written,
     read_tensors,
     run,
     shortened,
@@ -217,7 +217,7 @@ def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]], decoder_heads: in
     patch_size = shapes["image_encoder.patch_embed.proj.weight"][2]
     depth = _count(shapes, r"image_encoder\.blocks\.(\d+)\.norm1\.weight")
     tables = [_axes(shapes, f"image_encoder.blocks.{i}.attn.rel_pos_h", 2) for i in range(depth)]
-    global_blocks, window_size = _attention_windows([table[0] for table in tables], grid)
+    global_blocks, window_size = attention_windows([table[0] for table in tables], grid)
     hidden_size = shapes["image_encoder.neck.0.weight"][0]
     decoder_layers = _count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.norm1\.weight")
     if hidden_size % decoder_heads:
@@ -257,7 +257,7 @@ def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]], decoder_heads: in
     )
 
 
-def _attention_windows(lengths: list[int], grid: int) -> tuple[list[int], int]:
+def attention_windows(lengths: list[int], grid: int) -> tuple[list[int], int]:
     """Global blocks and window size from the lengths of the relative position tables, 2 n - 1 for n positions."""
     whole = 2 * grid - 1
     windowed = sorted({length for length in lengths if length != whole})
@@ -379,7 +379,7 @@ def convert_sam(
         stored_dtype=stored_dtype,
         dtype=dtype,
         num_read=num_read,
-        num_written=_num_written(output),
+        num_written=num_written(output),
         ignored=[key for key in ignored if not key.endswith(_CONSTANTS)],
         max_rounding=max_rounding,
     )
@@ -408,15 +408,6 @@ def _model_with_weights(
     cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
     model.load_state_dict(cast, assign=True)
     return model.eval()
-
-
-def _num_written(folder: Path) -> int:
-    """Number of tensors in the written folder, which may be sharded."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            total += len(tensors.keys())
-    return total
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -246,7 +246,12 @@ def tiny_label_converter_config(**overrides: Any) -> ZimLabelConverterConfig:
     of its backbone as a dict (`backbone_config={...}`)."""
     from hf_segcap import ZimLabelConverterConfig
 
-    backbone = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "image_size": [IMAGE_SIZE, IMAGE_SIZE]}
+    backbone = {
+        "embed_dim": 8,
+        "depths": [1, 1, 2, 1],
+        "num_heads": [1, 2, 2, 4],
+        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+    }
     backbone |= {"mlp_ratio": 2.0, **overrides.pop("backbone_config", {})}
     sizes = {"decoder_hidden_sizes": [16, 12, 8], "detail_hidden_size": 4, "training_refinement_width": [1, 5]}
     return ZimLabelConverterConfig(backbone_config=backbone, **{**sizes, "refinement_width": 3, **overrides})

@@ -8,19 +8,16 @@ shapes and meaning of inputs and outputs are those of the official export, so th
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models.sam.modeling_sam import SamForPromptableSegmentation
-from .models.sam.prompt_encoder import NOT_A_POINT_LABEL
+from ..models.sam.modeling_sam import SamForPromptableSegmentation
+from .common import MIN_ENCODER_OPSET, check_export, embed_tokens, export_module
 
 INPUT_NAMES = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
 OUTPUT_NAMES = ("masks", "iou_predictions", "low_res_masks")
@@ -30,8 +27,6 @@ _STABILITY_OFFSET = 1.0
 # One point and its padding point, or the two corners of a box: up to two tokens are an ambiguous prompt.
 _AMBIGUOUS_TOKENS = 2.5
 _MIN_OPSET = 17
-_MIN_ENCODER_OPSET = 18  # its Pad has no older form
-_LARGEST_FILE = 2**31 - 2**20  # of the format; larger weights go into a second file
 
 
 class PromptToMask(nn.Module):
@@ -76,7 +71,7 @@ class PromptToMask(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Arguments and results as in [`export_onnx`]."""
         positions = self.position_encoding.grid(image_embeddings.shape[-1])
-        tokens = self._embed_points(point_coords, point_labels)
+        tokens = embed_tokens(self.prompt_encoder, self.position_encoding, point_coords, point_labels)
         dense = has_mask_input * self.prompt_encoder.embed_masks(mask_input[:, 0])
         dense = dense + (1 - has_mask_input) * self.prompt_encoder.embed_masks(None)
         stream = image_embeddings.flatten(2).transpose(1, 2) + dense
@@ -89,15 +84,6 @@ class PromptToMask(nn.Module):
         if not self.return_extra_metrics:
             return masks, scores, low_res
         return masks, scores, _stability(masks), (masks > 0).sum(dim=(-1, -2)), low_res
-
-    def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """Points and box corners together: unlike in the model, the label says which of the four a token is."""
-        encoder, labels = self.prompt_encoder, labels[..., None]
-        tokens = self.position_encoding((coords + 0.5) / self.image_size)
-        tokens = torch.where(labels == NOT_A_POINT_LABEL, encoder.not_a_point_embed.weight, tokens)
-        for label, embedding in enumerate(encoder.point_embed):
-            tokens = torch.where(labels == label, tokens + embedding.weight, tokens)
-        return tokens
 
     def _select(self, low_res: Tensor, scores: Tensor, num_tokens: Any) -> tuple[Tensor, Tensor]:
         """The best of the three masks for an ambiguous prompt, else the mask for unambiguous ones; (1, 1, ...)."""
@@ -165,7 +151,9 @@ def export_onnx(
         TypeError: `model` is no `SamForPromptableSegmentation`.
         ValueError: an `opset` below 17.
     """
-    _check(model, opset, _MIN_OPSET, quantized=quantize is not None)
+    check_export(
+        model, SamForPromptableSegmentation, opset, _MIN_OPSET, *([] if quantize is None else ["onnxruntime"])
+    )
     wrapper = PromptToMask(model, return_single_mask, use_stability_score, return_extra_metrics, gelu_approximate)
     sizes: Any = model.config.prompt_encoder_config
     grid = sizes.image_embedding_size
@@ -178,7 +166,7 @@ def export_onnx(
         torch.tensor([0.5, 0.75]).mul(wrapper.image_size).floor(),
     )
     num_points = torch.export.Dim("num_points", min=1, max=4096)
-    _export(
+    export_module(
         wrapper,
         inputs,
         path,
@@ -214,60 +202,12 @@ def export_image_encoder_onnx(model: SamForPromptableSegmentation, path: str | o
     Raises:
         ImportError, TypeError, ValueError: as in [`export_onnx`].
     """
-    _check(model, opset, _MIN_ENCODER_OPSET)
+    check_export(model, SamForPromptableSegmentation, opset, MIN_ENCODER_OPSET)
     vision: Any = model.config.vision_config
     inputs = (torch.randn(1, vision.num_channels, vision.image_size, vision.image_size),)
-    _export(
+    export_module(
         _ImageEncoder(model), inputs, path, opset, input_names=("pixel_values",), output_names=("image_embeddings",)
     )
-
-
-def _check(model: Any, opset: int, min_opset: int, quantized: bool = False) -> None:
-    if not isinstance(model, SamForPromptableSegmentation):
-        raise TypeError(f"expected a SamForPromptableSegmentation, got {type(model).__name__}")
-    if opset < min_opset:
-        raise ValueError(f"opset must be at least {min_opset}, got {opset}")
-    for package in ("onnx", "onnxscript", *(["onnxruntime"] if quantized else [])):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise ImportError(f"ONNX export needs {package}: pip install hf_segcap[onnx]") from error
-
-
-def _export(
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    path: str | os.PathLike,
-    opset: int,
-    input_names: tuple[str, ...],
-    output_names: tuple[str, ...],
-    dynamic_shapes: tuple[Any, ...] | None = None,
-    renamed_axes: dict[tuple[str, int], str] | None = None,
-) -> None:
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    external = num_bytes > _LARGEST_FILE
-    with torch.no_grad(), warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
-        warnings.simplefilter("ignore")
-        with contextlib.redirect_stdout(nowhere):  # it prints its progress
-            program = torch.onnx.export(
-                module,
-                inputs,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                dynamic_shapes=dynamic_shapes,
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
-    assert program is not None  # it is None for another exporter
-    if program.model.opset_imports[""] != opset:  # a failed conversion between versions is only logged
-        raise RuntimeError(f"this version of torch cannot export to opset {opset}; try a newer opset")
-    outputs: Any = program.model.graph.outputs
-    for output in outputs:
-        shape = [(renamed_axes or {}).get((output.name, i), dim) for i, dim in enumerate(output.shape)]
-        output.shape = type(output.shape)(shape)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    program.save(str(path), external_data=external)
 
 
 def _quantize(path: str | os.PathLike, quantized: str | os.PathLike) -> None:
