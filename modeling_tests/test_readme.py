@@ -15,6 +15,7 @@ from .tiny import random_image, tiny_processor, tiny_sam_caption
 from .tracked_files import ROOT
 
 OFFICIAL = "xk-huang/segment-caption-anything-gpt2_large-vg"
+OFFICIAL_ONNX = "naver-iv/zim-anything-vitl"
 
 
 def blocks(language: str) -> list[str]:
@@ -44,6 +45,7 @@ def test_python_of_the_readme_runs(user_folder: Path) -> None:
     for code in blocks("python"):
         # Pushing is tested in test_hub.py; here there is no Hub. One epoch instead of ten.
         code = re.sub(r"^.*push_to_hub.*\n", "", code, flags=re.M).replace(OFFICIAL, "tiny")
+        code = code.replace(OFFICIAL_ONNX, str(ROOT / "modeling_tests/fixtures/zim/onnx"))
         code = code.replace("num_train_epochs=10", 'num_train_epochs=1, use_cpu=True, report_to="none"')
         exec(compile(code, "README.md", "exec"), names)
     assert [len(regions) for regions in names["captions"]] == [1]
@@ -59,6 +61,9 @@ def test_commands_of_the_readme_run(user_folder: Path) -> None:
         )
         result = CliRunner().invoke(app, [*shlex.split(line)[1:], *extra])
         assert result.exit_code == 0, (line, result.output, result.exception)
-    assert all((user_folder / name).exists() for name in ("captioned.png", "masks.png", "records.json"))
+    assert all(
+        (user_folder / name).exists()
+        for name in ("captioned.png", "masks.png", "records.json", "cutout.png", "alpha.png")
+    )
     assert (user_folder / "my_model" / "model.safetensors").exists()
     assert list((user_folder / "my_features").glob("*.safetensors"))

@@ -38,6 +38,10 @@ def test_pictures_and_files(ramp, tmp_path):
     opaque, cutout = colour.convert("RGBA"), Image.merge("RGBA", [grey.point(lambda v: 255 - v)] * 3 + [grey])
     for picture in (colour, opaque, cutout):
         np.testing.assert_allclose(decode_alpha(picture), expected, atol=1.1 / 255)
+    palette = Image.fromarray((ramp > 0.5).astype(np.uint8) * 3, mode="P")
+    palette.putpalette([200, 180, 160] * 4)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    np.testing.assert_array_equal(decode_alpha(tmp_path / "palette.png"), ramp > 0.5)
     grey.save(tmp_path / "a.png")
     np.testing.assert_array_equal(decode_alpha(tmp_path / "a.png"), expected)
     np.testing.assert_array_equal(decode_alpha(str(tmp_path / "a.png")), expected)

@@ -36,7 +36,8 @@ def test_fine_objects_get_degraded_masks_and_coarse_ones_their_own():
     collator = LabelCollator(PROCESSOR, sga_probability=0)
     matte, changed = soft_disc(), 0
     for _ in range(6):
-        batch = collator([row([fine()]), row([coarse()], image_id=1), row([{**fine(), "coarse": True}], image_id=2)])
+        without = {**coarse(), "alpha": None, "coarse": None}  # as tables with these columns have it
+        batch = collator([row([fine()]), row([without], image_id=1), row([{**fine(), "coarse": True}], image_id=2)])
         masks, labels = batch["coarse_masks"][:, 0].numpy(), batch["labels"][:, 0].numpy()
         assert set(np.unique(masks)) == {0, 1} and masks.dtype == np.float32
         np.testing.assert_allclose(labels[0], matte, atol=1e-6)

@@ -155,6 +155,8 @@ def test_trimaps_bound_the_benchmark_scores(predictor):
     assert whole["zim"] == known["zim"]
     assert known["benchmark"]["sad"] == pytest.approx(0.1)  # half of the square
     assert known["benchmark"]["mae"] == pytest.approx(500) and whole["benchmark"]["mae"] < 60
+    with pytest.raises(ValueError, match="row 0, region 0 has no trimap"):
+        evaluate_mattes({"ZIM": predictor}, [row(square())], prompts=["box"], trimaps=True)
 
 
 # --- stopped and continued ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers.pipelines.base
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import pipeline
@@ -279,10 +280,36 @@ def test_a_new_model_gets_a_processor_of_its_sizes() -> None:
     assert pipe.processor.image_processor.to_dict() == expected.to_dict()
 
 
+def test_a_model_with_an_adapter_around_it() -> None:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = tiny_zim(spread=0.2)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=model.lora_target_modules))
+    assert same(pipeline("image-matting", model=adapted, device="cpu")(IMAGE, boxes=BOX), matter()(IMAGE, boxes=BOX))
+
+
+def test_a_damaged_checkpoint_is_not_called_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_zim().config.save_pretrained(tmp_path)  # and no weights
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match="model.safetensors"):
+        pipeline("image-matting", model=str(tmp_path), device="cpu")
+
+
 def test_onnx_folders_without_a_configuration() -> None:
     (result,) = official()(GOLDEN / "image0.png", boxes=[[40, 30, 120, 100]])
     with Image.open(GOLDEN / "image0.png") as image:
         assert result["alpha"].size == image.size
+
+
+def test_onnx_stays_on_the_processor_where_pytorch_has_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install hf_segcap[onnx]")
+    monkeypatch.setattr(transformers.pipelines.base, "is_torch_cuda_available", lambda *args: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert pipeline("image-matting", model=str(GOLDEN / "onnx")).device == torch.device("cpu")
+    with pytest.raises(ValueError, match="onnxruntime cannot compute on cuda"):  # asked for, so no silent change
+        pipeline("image-matting", model=str(GOLDEN / "onnx"), device="cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert official().model.follows_accelerator
 
 
 def test_onnx_repositories_without_a_configuration(tmp_path: Path) -> None:

@@ -312,6 +312,18 @@ def test_export_leaves_the_model_alone_and_takes_other_forms_of_it(model: ZimFor
         close(scores, expected.iou_scores[0], 1e-5)
 
 
+def test_export_of_a_patch_size_that_is_no_power_of_two() -> None:
+    sizes = {"image_size": 48, "patch_size": 12}
+    other = tiny_zim(spread=0.2, vision_config=sizes, prompt_encoder_config={**sizes, "image_embedding_size": 4})
+    given = example_inputs(other)
+    details, embeddings = other.get_detail_features(given["encoder"]["image"]), given["decoder"]["image_embeddings"]
+    box, labels = torch.tensor([[[0.0, 0, 47, 47]]]), torch.tensor([[2.0, 3]])
+    with torch.no_grad():
+        expected = other(image_embeddings=embeddings, detail_features=details, input_boxes=box)
+        masks, _ = ZimPromptGraph(other)(*details, embeddings, torch.ones(1, 4, 4), box[0].reshape(1, 2, 2), labels)
+    close(masks, expected.alphas[0], 1e-5)
+
+
 # --- where the files are -----------------------------------------------------------------------------------------------
 
 

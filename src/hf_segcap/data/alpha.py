@@ -103,6 +103,8 @@ def alpha_region(
 
 
 def _from_picture(picture: Image.Image) -> np.ndarray:
+    if picture.mode in ("P", "RGB") and picture.has_transparency_data:  # one colour, or some of a palette
+        picture = picture.convert("RGBA")
     if picture.mode in ("LA", "PA", "RGBA"):
         band = picture.getchannel("A")
         picture = band if np.asarray(band).min() < 255 else picture.convert("L")

@@ -124,6 +124,6 @@ class LabelCollator(RowCollator):
                 continue
             shown = alpha if transform is None else transform.apply_matte(alpha)
             if shown.sum() >= self.min_area and max(alpha.mean(), shown.mean()) <= self.max_area:
-                coarse = bool(regions[i].get("coarse", regions[i].get("alpha") is None))
-                sample.alphas.append((shown, coarse))
+                coarse = regions[i].get("coarse")  # None, too, where other rows have the column
+                sample.alphas.append((shown, regions[i].get("alpha") is None if coarse is None else bool(coarse)))
         return sample

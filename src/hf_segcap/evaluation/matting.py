@@ -154,7 +154,8 @@ def evaluate_mattes(
         `zim` and `benchmark` (dicts of the five metrics).
 
     Raises:
-        ValueError: an unknown prompt; no object in `rows`; `output` holds results of another evaluation.
+        ValueError: an unknown prompt; no object in `rows`, or with `trimaps` one without; `output` holds results of another
+            evaluation.
         ImportError: scikit-image is missing.
     """
     if not predictors or not prompts or set(prompts) - set(PROMPTS):
@@ -190,6 +191,9 @@ def _row_results(
     objects = matte_objects(row, (image.height, image.width), seed)
     if not objects:
         return
+    bare = [each["region"] for each in objects if each["trimap"] is None] if trimaps else []
+    if bare:
+        raise ValueError(f"row {index}, region {bare[0]} has no trimap: measure the whole image, without trimaps")
     encoded = {name: predictor.encode(image) for name, predictor in predictors.items()}
     for kind in prompts:
         for model, features in encoded.items():
@@ -432,11 +436,11 @@ def load_data(
 
 
 def _load_predictors(model: str | None, segmenter: str | None) -> dict[str, MattePredictor]:
-    options: dict[str, Any] = {"dtype": torch.float32, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    zim = pipeline("image-matting", model=model or bundled_model("image-matting"), **options)
+    # no device: a pair of ONNX files may not run where PyTorch does
+    zim = pipeline("image-matting", model=model or bundled_model("image-matting"), dtype=torch.float32)
     predictors = {"ZIM": MattePredictor(zim.model, zim.processor)}
     if segmenter != "none":
-        sam = pipeline("promptable-segmentation", model=segmenter, **options)
+        sam = pipeline("promptable-segmentation", model=segmenter, dtype=torch.float32)
         predictors["SAM"] = MattePredictor(sam.model, sam.processor, multimask_output=None)
         predictors["SAM, mask 0"] = MattePredictor(sam.model, sam.processor)
     return predictors

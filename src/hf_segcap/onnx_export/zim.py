@@ -78,7 +78,7 @@ class ZimPromptGraph(nn.Module):
             return decoder.predict_masks(mixed), decoder.predict_iou(mixed)
         upscaled = decoder.image_map(mixed)
         for block, detail in zip(decoder.fusion_blocks, reversed(details), strict=True):
-            upscaled = F.interpolate(upscaled, scale_factor=2, mode="bilinear", align_corners=False)
+            upscaled = F.interpolate(upscaled, scale_factor=block.factor, mode="bilinear", align_corners=False)
             detail = detail.expand(tokens.shape[0], -1, -1, -1)
             joined = torch.cat([detail, upscaled], dim=1) if self.concatenates else detail + upscaled
             upscaled = ZimConvBlock.forward(block, joined)

@@ -16,6 +16,7 @@ from ..everything import GeneratorSettings, MaskProposals
 from ..foreground import cut_out
 from ..masks import mask_to_box
 from ..models.sam.prompt_processing import sam_image_processor
+from ..models.zim.configuration_zim import ZimConfig
 from ..models.zim.modeling_zim import ZimModel
 from ..models.zim.onnx_zim import ZimOnnxForMatting
 from ..models.zim.processing_zim import ZimProcessor
@@ -89,11 +90,14 @@ class ImageMattingPipeline(RegionPipeline):
     _load_processor = None  # type: ignore[assignment]
 
     def __init__(self, model: Any, *args: Any, processor: ProcessorMixin | None = None, **kwargs: Any) -> None:
-        if not isinstance(model, (ZimModel, ZimOnnxForMatting)):
+        # not the class, which may be that of a wrapper, such as PEFT's
+        if not isinstance(getattr(model, "config", None), ZimConfig):
             raise ValueError(
                 f"image-matting takes a ZimForMatting or a ZimOnnxForMatting, got {type(model).__name__}: other models make "
                 "mattes from other things than points and boxes."
             )
+        if isinstance(model, ZimOnnxForMatting) and kwargs.get("device") is None and not model.follows_accelerator:
+            kwargs["device"] = "cpu"  # transformers would choose an accelerator that onnxruntime may not have
         super().__init__(model, *args, processor=processor or _resolved_processor(model), **kwargs)
 
     def __call__(  # type: ignore[override]
@@ -291,7 +295,7 @@ def _resolved_processor(model: ZimModel | ZimOnnxForMatting) -> ZimProcessor:
         ValueError, OSError: the files of a checkpoint are damaged.
     """
     vision: Any = model.config.vision_config
-    if isinstance(model, ZimModel) and model.name_or_path:
+    if not isinstance(model, ZimOnnxForMatting) and model.name_or_path:
         return ZimProcessor.from_pretrained(model.name_or_path)
     return ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size))
 

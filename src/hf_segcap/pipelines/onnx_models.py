@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import transformers.pipelines
 from transformers import AutoConfig
 
 from ..models.zim.configuration_zim import ZimConfig
-from ..models.zim.onnx_zim import ZimOnnxForMatting, _hub_pairs, _local_pairs
+from ..models.zim.onnx_zim import ZimOnnxForMatting, graph_pairs
 
 TASK = "image-matting"
 _NOT_FOR_ONNX = ("_from_pipeline", "trust_remote_code", "code_revision", "dtype")
@@ -48,7 +47,7 @@ def has_graphs(name: str, **options: Any) -> bool:
     """Whether there is a pair of encoder.onnx and decoder.onnx in a folder or a Hub repository, or in a folder in it."""
     hub = {option: options.get(option) for option in _HUB_OPTIONS}
     try:
-        return bool(_local_pairs(Path(name)) if Path(name).is_dir() else _hub_pairs(name, **hub))
+        return bool(graph_pairs(name, **hub))
     except OSError:
         return False
 

@@ -109,12 +109,12 @@ class ZimOnnxForMatting(nn.Module):
             OSError: no such folder or repository, or no pair of files in it.
             ValueError: several pairs, and none of `variant` and `subfolder` names one; or as the class.
         """
-        import_optional("onnxruntime", "onnx", cls.__name__)
         source = str(pretrained_model_name_or_path)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         local = Path(source).is_dir()
-        available = _local_pairs(Path(source)) if local else _hub_pairs(source, **hub)
+        available = graph_pairs(source, **hub)
         chosen = _choose(source, available, variant, subfolder)
+        import_optional("onnxruntime", "onnx", cls.__name__)  # once there is something to run
         if local:
             paths = {name: Path(source, chosen, name) for name in available[chosen]}
         else:
@@ -200,6 +200,13 @@ class ZimOnnxForMatting(nn.Module):
         if wanted != self.providers:
             self._start(wanted)
         return self
+
+    @property
+    def follows_accelerator(self) -> bool:
+        """Whether a pipeline that was given no device may choose one: PyTorch and onnxruntime both know CUDA, and nobody chose
+        other providers than the default."""
+        runtime = import_optional("onnxruntime", "onnx", type(self).__name__)
+        return self.providers == [_CPU] and _CUDA in runtime.get_available_providers() and torch.cuda.is_available()
 
     def can_generate(self) -> bool:
         """False: it makes no text."""
@@ -405,6 +412,19 @@ def _pairs(files: Sequence[str]) -> dict[str, list[str]]:
     wanted = {ENCODER_FILE, DECODER_FILE}
     extras = {CONFIG_FILE, f"{ENCODER_FILE}.data", f"{DECODER_FILE}.data"}  # the exporters' name for large weights
     return {folder: sorted(names & (wanted | extras)) for folder, names in folders.items() if wanted <= names}
+
+
+def graph_pairs(source: str, **hub: Any) -> dict[str, list[str]]:
+    """Folders with encoder.onnx and decoder.onnx in a folder or Hub repository, or one level below, and their files.
+
+    Args:
+        source: the folder or repository.
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        OSError: it is neither a folder nor a repository that can be read now.
+    """
+    return _local_pairs(Path(source)) if Path(source).is_dir() else _hub_pairs(source, **hub)
 
 
 def _local_pairs(folder: Path) -> dict[str, list[str]]:
