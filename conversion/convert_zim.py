@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from hf_segcap import ZimConfig, ZimForMatting, ZimProcessor
+from hf_segcap.assets import bundled_photograph
 from hf_segcap.conversion.common import (
     Conversion,
     check_output_folder,
@@ -61,6 +62,7 @@ pipe("photo.jpg", boxes=[[40, 30, 420, 360]])
 """
 
 _TOLERANCE = 1e-4  # largest difference as a part of the largest number
+_LEMUR = [152, 57, 533, 439]  # of the bundled photograph, pixels
 _PARTS = ("", "image_encoder.", "vision_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
@@ -310,10 +312,15 @@ def model_from_graphs(
 
 
 @torch.inference_mode()
-def differences(model: ZimForMatting, reference: ZimOnnxForMatting) -> dict[str, float]:
+def differences(
+    model: ZimForMatting, reference: ZimOnnxForMatting, processor: ZimProcessor | None = None
+) -> dict[str, float]:
     """The largest difference between the model and onnxruntime in each output, as a part of the largest number of that output.
 
     Both graphs are compared by themselves on random inputs (boxes, points, a map of zeros), then everything together.
+
+    Args:
+        processor: also compares a photograph, which it prepares.
     """
     torch.manual_seed(0)
     vision: Any = model.config.vision_config
@@ -342,6 +349,11 @@ def differences(model: ZimForMatting, reference: ZimOnnxForMatting) -> dict[str,
     }
     ours, theirs = model(pixel_values=image, **prompts), reference(pixel_values=image, **prompts)
     compare("whole, output", (ours.alphas, ours.iou_scores), (theirs.alphas, theirs.iou_scores))
+    if processor is not None:
+        given = processor(bundled_photograph("lemur"), input_boxes=[_LEMUR])
+        inputs = {name: given[name] for name in ("pixel_values", "input_boxes")}
+        ours, theirs = model(**inputs), reference(**inputs)
+        compare("photograph, output", (ours.alphas, ours.iou_scores), (theirs.alphas, theirs.iou_scores))
     return result
 
 
@@ -359,7 +371,8 @@ def convert_zim(
         output: Folder to write; made if it is not there, must be empty otherwise.
         dtype: Of the written weights; float32 by default.
         decoder: `decoder.onnx`; by default the one beside the encoder.
-        verify: The report lists each comparison with onnxruntime. (They are made in any case.)
+        verify: Compares a photograph, too, and lists each comparison with onnxruntime in the report. (The others are made in
+            any case.)
 
     Returns:
         What was found and written. The written folder has been loaded again, and every tensor and one forward pass were compared.
@@ -378,7 +391,9 @@ def convert_zim(
     except ValueError as error:
         hint = "ZimOnnxForMatting runs such files as they are"
         raise ValueError(f"{encoder} and {decoder} cannot be converted: {error}. {hint}") from error
-    found = differences(model, ZimOnnxForMatting(encoder, decoder, model.config))
+    vision: Any = model.config.vision_config
+    processor = ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size))
+    found = differences(model, ZimOnnxForMatting(encoder, decoder, model.config), processor if verify else None)
     worst = max(found, key=lambda name: found[name])
     if not found[worst] <= _TOLERANCE:
         raise ValueError(
@@ -387,8 +402,7 @@ def convert_zim(
         )
     dtype = dtype or torch.float32
     model.to(dtype).save_pretrained(output)
-    vision: Any = model.config.vision_config
-    ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size)).save_pretrained(output)
+    processor.save_pretrained(output)
 
     reloaded = ZimForMatting.from_pretrained(output, dtype=dtype).eval()
     stored = ((name, torch.tensor(weight.value)) for name, weight in weights.items())
@@ -418,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 2 after an error, which is one line on standard error."""
     parser = command_line(__doc__ or "", checkpoint="encoder.onnx", option="--encoder")
     parser.add_argument("--decoder", type=Path, help="decoder.onnx; default: the one beside the encoder")
-    parser.add_argument("--verify", action="store_true", help="list each comparison with onnxruntime")
+    parser.add_argument("--verify", action="store_true", help="also compare a photograph, and list each comparison")
     options = parser.parse_args(arguments)
     return run(options, convert_zim, decoder=options.decoder, verify=options.verify)
 

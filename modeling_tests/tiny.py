@@ -61,12 +61,7 @@ _SAM_PARTS: dict[str, dict[str, Any]] = {
         "window_size": 3,
         "global_attn_indexes": [1],
     },
-    "prompt_encoder_config": {
-        "hidden_size": _WIDTH,
-        "image_size": IMAGE_SIZE,
-        "patch_size": PATCH_SIZE,
-        "mask_input_channels": 8,
-    },
+    "prompt_encoder_config": {"mask_input_channels": 8},
     "mask_decoder_config": {
         "hidden_size": _WIDTH,
         "num_attention_heads": 4,
@@ -204,7 +199,7 @@ def tiny_zim_config(**overrides: Any) -> ZimConfig:
     """
     from hf_segcap import ZimConfig
 
-    own = {"vision_config": {"patch_size": 16}, "prompt_encoder_config": {"patch_size": 16}}
+    own = {"vision_config": {"patch_size": 16}}
     parts = {name: {**fields, **own.get(name, {}), **overrides.pop(name, {})} for name, fields in _SAM_PARTS.items()}
     return ZimConfig(**parts, **{"point_sigma": 1.5, **overrides})
 

@@ -69,8 +69,13 @@ def test_everything_as_a_picture_and_as_json(folder, tmp_path):
         (["--everything", "--point=3,4"], "--everything takes no"),
         (["--box=1,2,3"], "--box takes 4 numbers"),
         (["--alpha=a.png"], "--alpha is for named objects"),
+        (
+            ["--point=3,4", "--out=x.jpg"],
+            "x.jpg cannot hold the transparency of cut-outs: give a name with .png, .webp",
+        ),
     ],
 )
-def test_contradictions_are_refused(folder, arguments, message):
+def test_contradictions_are_refused(folder, arguments, message, monkeypatch):
+    monkeypatch.setattr("transformers.pipeline", None)  # before any work
     result = run(folder, *arguments)
     assert isinstance(result.exception, ValueError) and message in str(result.exception)

@@ -404,7 +404,7 @@ def test_script_prints_what_it_did(folded: Path, tmp_path: Path, capsys: pytest.
     arguments = [*files, "--output", str(tmp_path / "out"), "--dtype", "bfloat16"]
     assert script.main([*arguments, "--verify"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("  ") for line in printed) == 12  # comparisons
+    assert sum(line.startswith("  ") for line in printed) == 14  # comparisons
     lines = {line[:14].strip(): line[15:] for line in printed}
     assert lines["weights"] == "170 tensors, float32, in encoder.onnx, decoder.onnx"
     assert lines["pixel decoder"].startswith("details [4, 8, 16], fusion [16, 8, 4] (concat)")
@@ -420,7 +420,8 @@ def test_script_prints_what_it_did(folded: Path, tmp_path: Path, capsys: pytest.
 def test_verification_is_listed(folded: Path, tmp_path: Path) -> None:
     shown = convert_zim(folded / "encoder.onnx", tmp_path / "a", verify=True).table()
     hidden = convert_zim(folded / "encoder.onnx", tmp_path / "b").table()
-    for name in ("encoder output 3", "decoder, boxes, output 0", "decoder, no place, output 1", "whole, output 0"):
+    encoder = ("encoder output 3", "decoder, boxes, output 0", "decoder, no place, output 1")
+    for name in (*encoder, "whole, output 0", "photograph, output 0"):
         assert name in shown and name not in hidden
 
 

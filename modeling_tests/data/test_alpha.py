@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_segcap.data.alpha import alpha_box, alpha_region, decode_alpha, encode_alpha
+from hf_segcap.images import load_image
 from hf_segcap.masks import decode_rle
 
 
@@ -46,6 +47,17 @@ def test_pictures_and_files(ramp, tmp_path):
     np.testing.assert_array_equal(decode_alpha(tmp_path / "a.png"), expected)
     np.testing.assert_array_equal(decode_alpha(str(tmp_path / "a.png")), expected)
     assert decode_alpha(grey.convert("1")).max() == 1
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+@pytest.mark.parametrize("top", [255, 65535])
+def test_grey_values_are_those_that_images_have(ramp, mode, top):
+    picture = Image.fromarray(np.rint(ramp * top).astype(np.int32 if mode == "I" else np.uint16))
+    assert picture.mode == mode
+    found = decode_alpha(picture)
+    shown = np.asarray(load_image(picture).convert("L"))
+    np.testing.assert_allclose(found * 255, shown, atol=0.51)
+    assert found.max() == (1 if mode == "I" or top > 255 else np.float32(255 / 65535))
 
 
 def test_unusable_mattes_are_refused(ramp, tmp_path):

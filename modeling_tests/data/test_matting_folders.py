@@ -203,3 +203,21 @@ def test_own_foregrounds_over_own_backgrounds(tmp_path):
         ForegroundComposites(**folders, n=0)
     with pytest.raises(IndexError):
         rows[12]
+
+
+def test_transparent_foregrounds_keep_their_colours(tmp_path):
+    colours, alpha = picture(0), matte(0)
+    other = np.full_like(alpha, 100)
+    for index, cover in enumerate((alpha, other)):
+        folder = tmp_path / str(index)
+        save(folder / "fg" / "a.png", np.dstack([colours, cover]))
+        save(folder / "alpha" / "a.png", alpha)
+        save(folder / "bg" / "b.png", np.zeros_like(colours))
+        row = ForegroundComposites(folder / "fg", folder / "alpha", folder / "bg", n=1)[0]
+        mirrored = np.asarray(row["regions"][0]["alpha"])
+        expected = np.minimum(alpha, cover).astype(np.float32) / 255
+        turned = not np.array_equal(mirrored, expected)
+        found = mirrored[:, ::-1] if turned else mirrored
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # not squared where both are the same
+        image = np.asarray(row["image"])[:, ::-1] if turned else np.asarray(row["image"])
+        np.testing.assert_allclose(image, expected[..., None] * colours, atol=0.51)  # black, and no white, below

@@ -1,5 +1,7 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 import json
+import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -269,6 +271,39 @@ def test_a_contact_sheet_shows_prompt_and_mattes():
     assert pixels[middle[0] + height - 8, middle[1]].tolist() == [40, 220, 90]  # the point inside
     with pytest.raises(ValueError, match="nothing to show"):
         contact_sheet([])
+
+
+def test_a_contact_sheet_holds_one_object_at_full_size():
+    seen = []
+
+    def items():
+        for index in range(6):
+            assert [ref() for ref in seen[: max(0, index - 1)]] == [None] * max(0, index - 1)
+            alpha = square()
+            seen.append(weakref.ref(alpha))
+            image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE))
+            yield str(index), image, {"input_boxes": [10, 20, 30, 40]}, {"truth": alpha}
+
+    contact_sheet(items())
+    assert len(seen) == 6
+
+
+def test_the_fingerprint_of_graphs_is_that_of_their_files(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from hf_segcap.models.zim.onnx_zim import ZimOnnxForMatting
+
+    def fingerprint(folder):
+        return MattePredictor(ZimOnnxForMatting.from_pretrained(folder), tiny_zim_processor()).fingerprint()
+
+    official = fingerprint(FIXTURES / "onnx")
+    copied = Path(shutil.copytree(FIXTURES / "onnx", tmp_path / "copy"))
+    assert fingerprint(copied) == official  # wherever they are
+    weights = copied / "encoder.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    changed = fingerprint(copied)
+    with open(copied / "decoder.onnx", "ab") as file:
+        file.write(b"\x32\x00")  # an empty text for the documentation of the graph
+    assert len({official, changed, fingerprint(copied)}) == 3
 
 
 def test_models_of_the_package_are_measured(tmp_path, monkeypatch, capsys):

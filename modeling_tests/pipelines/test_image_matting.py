@@ -190,6 +190,38 @@ def test_float_mattes_of_image_size_exist_one_at_a_time(everything: bool, monkey
     assert pixels <= largest.elements <= 3 * pixels
 
 
+@pytest.mark.parametrize(
+    ("prompts", "options", "per_pixel", "remedy"),
+    [
+        ({"boxes": [BOX, OTHER_BOX]}, {}, 1, "Use fewer prompts per call or a smaller picture"),
+        ({"boxes": [BOX, OTHER_BOX]}, {"foreground": True, "alpha_dtype": "uint16"}, 6, "Use foreground=False, fewer"),
+        ({"boxes": [BOX, OTHER_BOX]}, {"multimask_output": True}, 4, "fewer prompts per call"),
+        (ALL, {}, 1, "Use a higher pred_iou_thresh"),
+        (ALL, {"foreground": True, "output_mode": "binary_mask"}, 6, "foreground=False, a higher pred_iou_thresh"),
+    ],
+)
+def test_results_have_a_budget(
+    prompts: dict[str, Any],
+    options: dict[str, Any],
+    per_pixel: int,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = len(matter()(IMAGE, **prompts))
+    needed = count * per_pixel * IMAGE.width * IMAGE.height
+    monkeypatch.setattr("hf_segcap.pipelines.image_matting.RESULT_BUDGET", needed)
+    results = matter()(IMAGE, **prompts, **options)
+    kinds = (np.ndarray, Image.Image)
+    pictures = {id(value): value for result in results for value in result.values() if isinstance(value, kinds)}
+    pictures |= {id(matte): matte for result in results for matte in result.get("alphas", [])}
+    assert sum(np.asarray(picture).nbytes for picture in pictures.values()) == needed
+    monkeypatch.setattr("hf_segcap.pipelines.image_matting.RESULT_BUDGET", needed - 1)
+    monkeypatch.setattr("hf_segcap.pipelines.image_matting._Finish.all", None)  # no matte is made first
+    message = rf"{count} objects in an image of 44 x 60 .* {needed:,} bytes, {per_pixel} per pixel .*{remedy}"
+    with pytest.raises(ValueError, match=message):
+        matter()(IMAGE, **prompts, **options)
+
+
 # --- everything -------------------------------------------------------------------------------------------------------
 
 

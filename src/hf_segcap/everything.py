@@ -179,8 +179,9 @@ class MaskProposals:
         predicted_iou: float32 (N,).
         stability_score: float32 (N,), in [0, 1]; NaN where a mask has no pixel and the test was switched off.
         crop_boxes: int64 (N, 4) xyxy (exclusive) of the crop that each mask was found in.
-        low_res_mattes: float32 (N, l, l) matte logits of the crop in the padded model frame, of mattes; else None. Mattes
+        low_res_mattes: N float32 (l, l) matte logits of the crop in the padded model frame, of mattes; else None. Mattes
             of image size are made from them one by one ([`MaskProposals.matte`]): all at once may not fit into memory.
+            They are no single tensor, as `select` and `concat` would copy it.
         reshaped_sizes: int64 (N, 2) (height, width) of that crop in the model frame, of mattes.
     """
 
@@ -190,7 +191,7 @@ class MaskProposals:
     predicted_iou: torch.Tensor
     stability_score: torch.Tensor
     crop_boxes: torch.Tensor
-    low_res_mattes: torch.Tensor | None = None
+    low_res_mattes: tuple[torch.Tensor, ...] | None = None
     reshaped_sizes: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -224,24 +225,27 @@ class MaskProposals:
 
     def select(self, indices: torch.Tensor) -> MaskProposals:
         """The masks at integer indices (K,), in that order."""
-        columns = {name: getattr(self, name) for name in _COLUMNS}
-        chosen = {name: column[indices] for name, column in columns.items() if column is not None}
+        columns = {name: getattr(self, name) for name in _TENSORS}
+        chosen: dict[str, Any] = {name: column[indices] for name, column in columns.items() if column is not None}
+        if self.low_res_mattes is not None:
+            chosen["low_res_mattes"] = tuple(self.low_res_mattes[index] for index in indices.tolist())
         return MaskProposals(self.runs.select(indices), **chosen)
 
     @classmethod
     def concat(cls, parts: Sequence[MaskProposals], size: tuple[int, int]) -> MaskProposals:
         """All parts, whose masks have the size (height, width), in order."""
-        columns: list[Any]
+        runs = MaskRuns.concat([part.runs for part in parts], size)
         if not parts:
             corners = torch.zeros(0, 4, dtype=torch.int64)
-            columns = [corners, torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0), torch.zeros(0), corners]
-        else:
-            of_parts = ([getattr(part, name) for part in parts] for name in _COLUMNS)
-            columns = [None if column[0] is None else torch.cat(column) for column in of_parts]
-        return cls(MaskRuns.concat([part.runs for part in parts], size), *columns)
+            return cls(runs, corners, torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0), torch.zeros(0), corners)
+        columns = {name: [getattr(part, name) for part in parts] for name in _TENSORS}
+        joined: dict[str, Any] = {name: torch.cat(column) for name, column in columns.items() if column[0] is not None}
+        if parts[0].low_res_mattes is not None:
+            joined["low_res_mattes"] = tuple(matte for part in parts for matte in part.low_res_mattes or ())
+        return cls(runs, **joined)
 
 
-_COLUMNS = tuple(field.name for field in fields(MaskProposals))[1:]
+_TENSORS = tuple(field.name for field in fields(MaskProposals) if field.name not in ("runs", "low_res_mattes"))
 
 
 def build_crop_boxes(
@@ -433,7 +437,9 @@ def _test_masks(
         return found
     low_res, reshaped_size = mattes
     sizes = torch.tensor([reshaped_size], dtype=torch.int64).expand(len(kept), 2)
-    return replace(found, low_res_mattes=low_res[kept.to(low_res.device)].float().cpu(), reshaped_sizes=sizes)
+    logits = low_res[kept.to(low_res.device)].float().cpu()
+    # copies, so that one that is dropped later is freed
+    return replace(found, low_res_mattes=tuple(matte.clone() for matte in logits), reshaped_sizes=sizes)
 
 
 def _without_small_regions(found: MaskProposals, settings: GeneratorSettings) -> MaskProposals:

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModel, AutoModelForImageMatting, SamConfig, SamModel
 
-from hf_segcap import ZimConfig, ZimForMatting, ZimModel
+from hf_segcap import SamCaptionConfig, SamPromptableConfig, ZimConfig, ZimForMatting, ZimModel
 from hf_segcap.models.zim import detail_decoder
 from hf_segcap.models.zim.losses import matting_loss
 from modeling_tests.tiny import IMAGE_SIZE, tiny_sam_promptable, tiny_sam_promptable_config, tiny_zim, tiny_zim_config
@@ -116,6 +116,21 @@ def test_chunks_do_not_change_anything(prompts_per_batch: int | None) -> None:
     close(single.iou_scores, whole.iou_scores[:, :, :1])
 
 
+def test_eager_attention_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, sizes = model_of(attention="eager"), mixed_batch()[0], []
+    forward = model.mask_decoder.forward
+    monkeypatch.setattr(
+        model.mask_decoder, "forward", lambda stream, *args: sizes.append(len(stream)) or forward(stream, *args)
+    )
+    with torch.no_grad():
+        whole = model(pixel_values=pictures(), **batch)
+        parts = model(pixel_values=pictures(), **batch, prompts_per_batch=3)
+        recorded = model(pixel_values=pictures(), **batch, prompts_per_batch=3, output_attentions=True)
+    assert sizes == [6, 3, 1, 2, 6]  # four prompts of one image, two of the other
+    close(parts.alphas, whole.alphas)
+    assert [len(weights) for weights in recorded.mask_decoder_attentions] == [6, 6]
+
+
 def test_image_features_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = model_of(), mixed_batch()[0]
     seen = []
@@ -196,6 +211,11 @@ def test_points_with_a_box() -> None:
     [
         ({}, "No prompt: give input_boxes"),
         ({"prompt_mask": torch.ones(2, 1, dtype=torch.bool)}, "No prompt"),
+        (
+            {"input_points": torch.zeros(2, 3, 0, 2)},
+            r"input_points of shape \(2, 3, 0, 2\) hold no point: leave them out",
+        ),
+        ({"input_boxes": boxes_of(2, 3), "input_points": torch.zeros(2, 3, 0, 2)}, "hold no point"),
         ({"input_boxes": torch.zeros(2, 4)}, r"input_boxes must have shape \(B, P, 4\)"),
         ({"input_boxes": boxes_of(2, 1), "prompts_per_batch": 0}, "prompts_per_batch must be at least 1, got 0"),
         ({"input_boxes": boxes_of(2, 1), "detail_features": []}, r"detail_features of shapes \[\(2, 4, 32, 32\)"),
@@ -233,11 +253,25 @@ def test_pixels_and_features_exclude_each_other() -> None:
         ({"fusion_mode": "add", "detail_hidden_sizes": [4, 8, 16]}, r"needs detail_hidden_sizes=\[8, 16, 32\], got"),
         ({"vision_config": {"patch_size": 15, "image_size": 60}}, "need an even patch size of at least 4, got 15"),
         ({"point_sigma": 0}, "point_sigma must be above 0 cells"),
+        ({"prompt_encoder_config": {"image_size": 1024}}, "has image_size 1024, but by vision_config it is 64"),
     ],
 )
 def test_configuration_refuses_nonsense(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_zim_config(**fields)
+
+
+@pytest.mark.parametrize("config_class", [ZimConfig, SamPromptableConfig, SamCaptionConfig])
+def test_the_prompt_encoder_has_the_sizes_of_the_image_encoder(config_class: type) -> None:
+    vision = {"image_size": 96, "patch_size": 8, "output_channels": 32}
+    for given in (None, {"mask_input_channels": 8}):
+        config = config_class(vision_config=vision, prompt_encoder_config=given)
+        part = config.prompt_encoder_config
+        assert (part.image_size, part.patch_size, part.image_embedding_size, part.hidden_size) == (96, 8, 12, 32)
+        assert config_class.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert config_class().prompt_encoder_config.image_size == 1024
+    with pytest.raises(ValueError, match="prompt_encoder_config has patch_size 16, but by vision_config it is 8"):
+        config_class(vision_config=vision, prompt_encoder_config={"patch_size": 16})
 
 
 def test_size_of_the_paper_s_model() -> None:
@@ -249,16 +283,14 @@ def test_size_of_the_paper_s_model() -> None:
 
 
 def test_smaller_patches_have_fewer_levels() -> None:
-    parts = {"vision_config": {"patch_size": 8}, "prompt_encoder_config": {"patch_size": 8}}
-    model = tiny_zim(**parts)
+    model = tiny_zim(vision_config={"patch_size": 8})
     assert (model.config.detail_hidden_sizes, model.config.fusion_hidden_sizes) == ([4, 8], [8, 4])
     with torch.no_grad():
         assert model(pixel_values=pictures(1), input_boxes=boxes_of(1, 2)).alphas.shape == (1, 2, 4, SIDE, SIDE)
 
 
 def test_patches_that_are_no_power_of_two() -> None:
-    parts = {"vision_config": {"patch_size": 12, "image_size": 48}}
-    model = tiny_zim(spread=0.2, **parts, prompt_encoder_config={"patch_size": 12, "image_size": 48})
+    model = tiny_zim(spread=0.2, vision_config={"patch_size": 12, "image_size": 48})
     assert [block.factor for block in model.mask_decoder.fusion_blocks] == [3, 2]
     box = torch.tensor([5.0, 8.0, 30.0, 40.0])
     with torch.no_grad():
@@ -498,6 +530,6 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 
 def test_a_sam_folder_is_no_zim_checkpoint(sam_folder: Path) -> None:
-    config = tiny_zim_config(vision_config={"patch_size": 8}, prompt_encoder_config={"patch_size": 8})
+    config = tiny_zim_config(vision_config={"patch_size": 8})
     with pytest.raises(ValueError, match=r"not a complete ZimForMatting .* ZimForMatting.from_sam\(sam\)"):
         ZimForMatting.from_pretrained(sam_folder, config=config)

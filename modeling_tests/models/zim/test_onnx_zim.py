@@ -18,6 +18,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 
 from hf_segcap import SamForPromptableSegmentation, ZimConfig, ZimForMatting, ZimOnnxForMatting, ZimProcessor
 from hf_segcap.conversion.convert_zim import convert_zim
+from hf_segcap.models.zim.onnx_zim import graph_pairs
 from hf_segcap.onnx_export import export_zim_onnx
 from hf_segcap.onnx_export.zim import ZimPromptGraph, example_inputs
 from modeling_tests.hub_server import HubServer
@@ -313,8 +314,7 @@ def test_export_leaves_the_model_alone_and_takes_other_forms_of_it(model: ZimFor
 
 
 def test_export_of_a_patch_size_that_is_no_power_of_two() -> None:
-    sizes = {"image_size": 48, "patch_size": 12}
-    other = tiny_zim(spread=0.2, vision_config=sizes, prompt_encoder_config={**sizes, "image_embedding_size": 4})
+    other = tiny_zim(spread=0.2, vision_config={"image_size": 48, "patch_size": 12})
     given = example_inputs(other)
     details, embeddings = other.get_detail_features(given["encoder"]["image"]), given["decoder"]["image_embeddings"]
     box, labels = torch.tensor([[[0.0, 0, 47, 47]]]), torch.tensor([[2.0, 3]])
@@ -348,6 +348,9 @@ def test_folders_like_the_official_ones(folder: Path, tmp_path: Path) -> None:
 def test_places_and_files_that_will_not_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="has no folder with encoder.onnx and decoder.onnx"):
         ZimOnnxForMatting.from_pretrained(tmp_path)
+    assert graph_pairs(str(folder)) == {"": ["config.json", "decoder.onnx", "encoder.onnx"]}
+    with pytest.raises(OSError, match="neither a folder nor a Hub repository"):
+        graph_pairs("no such/repository/at all")  # without options
     with pytest.raises(OSError, match="neither a folder nor a Hub repository"):
         ZimOnnxForMatting.from_pretrained("somebody/something", local_files_only=True)
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
@@ -378,6 +381,13 @@ def test_inputs_that_will_not_do(exported: ZimOnnxForMatting, inputs: dict[str, 
         exported(pixel_values=pixel_values, input_boxes=boxes, prompts_per_batch=0)
     with pytest.raises(ValueError, match="Row 0 of the prompts has neither a point nor a box"):
         exported(pixel_values=pixel_values, input_boxes=boxes, has_box=torch.zeros(boxes.shape[:2], dtype=torch.bool))
+    for label in (-10, 2):  # PyTorch: a token of zeros, and a bare position
+        with pytest.raises(ValueError, match=rf"point_labels of ONNX files are 1, 0, .* got \[{label}\]"):
+            exported(
+                pixel_values=pixel_values,
+                input_points=torch.ones(2, 1, 2, 2),
+                point_labels=torch.tensor([[[1, label]]] * 2),
+            )
 
 
 def test_devices(exported: ZimOnnxForMatting) -> None:

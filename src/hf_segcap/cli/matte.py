@@ -12,6 +12,8 @@ import typer
 
 from .options import BOX_HELP, POINT_HELP, as_one_call, numbers, table
 
+_TRANSPARENT = (".png", ".webp", ".tif", ".tiff")
+
 
 def matte(
     image: Annotated[str, typer.Argument(help="Path or URL of a picture.")],
@@ -28,7 +30,9 @@ def matte(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the named objects, cut out together, as PNG. --everything: a picture of all mattes."),
+        typer.Option(
+            help="Write the named objects, cut out together, as PNG, WebP or TIFF. --everything: a picture of all mattes."
+        ),
     ] = None,
     alpha: Annotated[Path | None, typer.Option(help="Write the matte of the named objects together.")] = None,
     json_file: Annotated[
@@ -42,6 +46,10 @@ def matte(
         raise ValueError("--everything takes no --box or --point: leave one of them out.")
     if alpha is not None and not prompts:
         raise ValueError("--alpha is for named objects: give --box or --point, or use --json for all mattes.")
+    if out is not None and prompts and out.suffix.lower() not in _TRANSPARENT:
+        raise ValueError(
+            f"--out {out} cannot hold the transparency of cut-outs: give a name with {', '.join(_TRANSPARENT)}."
+        )
 
     from transformers import pipeline
 

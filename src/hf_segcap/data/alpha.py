@@ -41,7 +41,8 @@ def decode_alpha(alpha: Any, name: str = "alpha", size: tuple[int, int] | None =
     Args:
         alpha: a path or the bytes of an image file, a PIL image, or an (H, W) array: bool, uint8 0..255, uint16
             0..65535, or floats 0..1. Colour images are converted to grey; of images with transparency (that are not
-            opaque all over) the transparency is the matte.
+            opaque all over) the transparency is the matte. 32-bit integers are 0..255, or 0..65535 if any is
+            above 255.
         name: how error messages call it.
         size: (height, width) it must have.
 
@@ -112,7 +113,8 @@ def _from_picture(picture: Image.Image) -> np.ndarray:
         values = np.asarray(picture)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise ValueError(f"16-bit values lie in 0..65535, got {values.min()}..{values.max()}")
-        return (values / np.float64(65535)).astype(np.float32)
+        deep = picture.mode != "I" or values.max(initial=0) > 255  # 32-bit integers may hold either, see `load_image`
+        return (values / np.float64(65535 if deep else 255)).astype(np.float32)
     if picture.mode == "F":
         return _from_array(np.asarray(picture), "alpha")
     return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)

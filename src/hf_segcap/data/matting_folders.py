@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from ..images import load_image
@@ -224,7 +224,9 @@ class ForegroundComposites(Dataset):
     Row i depends on `seed` and i only: which foreground, mirrored or not, which background and which part of it.
 
     Args:
-        foregrounds: a folder of images whose colours are those of the object, also where it is see-through.
+        foregrounds: a folder of images whose colours are those of the object, also where it is see-through. Of images with
+            transparency the bare colours count, not laid over anything, and the lower of transparency and matte (they are
+            one and the same where cut-outs come with their mattes).
         alphas: a folder of mattes with the same file names (their endings may differ).
         backgrounds: a folder of images without the objects.
         n: number of rows; default: one per foreground.
@@ -259,9 +261,10 @@ class ForegroundComposites(Dataset):
             raise IndexError(f"row {index} of {self.n}")
         rng = np.random.default_rng([self.seed, index])
         item = self.foregrounds[int(rng.integers(len(self.foregrounds)))]
-        foreground = load_image(item["image"], name=str(item["image"]))
+        foreground, cover = _read_foreground(item["image"])
         path = item["regions"][0]["alpha"]
-        matte = Image.fromarray(decode_alpha(path, str(path), (foreground.height, foreground.width)))
+        alpha = decode_alpha(path, str(path), (foreground.height, foreground.width))
+        matte = Image.fromarray(alpha if cover is None else np.minimum(alpha, cover))
         scale = self.max_size / max(foreground.size)
         if scale < 1:
             size = (max(1, round(foreground.width * scale)), max(1, round(foreground.height * scale)))
@@ -286,6 +289,16 @@ class ForegroundComposites(Dataset):
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _read_foreground(path: Path) -> tuple[Image.Image, np.ndarray | None]:
+    """Colours, also of transparent pixels, and the transparency (H, W) float32, 0..1, if there is any."""
+    colours = load_image(path, name=str(path))
+    with Image.open(path) as picture:
+        if not picture.has_transparency_data:
+            return colours, None
+        layer = ImageOps.exif_transpose(picture).convert("RGBA")
+    return layer.convert("RGB"), np.asarray(layer.getchannel("A"), dtype=np.float32) / np.float32(255)
 
 
 def _read_region(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:

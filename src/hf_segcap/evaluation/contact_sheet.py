@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ _INSIDE, _OUTSIDE = (40, 220, 90), (235, 60, 60)
 _PAPER, _INK = (250, 250, 250), (20, 20, 20)
 
 
-def contact_sheet(items: Sequence[Item], columns: int = 2) -> Image.Image:
+def contact_sheet(items: Iterable[Item], columns: int = 2) -> Image.Image:
     """A picture with a title and small pictures of each item: its image with the prompt, then its mattes.
 
-    What is shown is the surroundings of the object in the first matte.
+    What is shown is the surroundings of the object in the first matte. Of each item only the small pictures are kept.
 
     Args:
         items: title; image; prompt (`input_boxes`, or `input_points` with `point_labels`, pixels of the image); mattes
@@ -32,25 +32,35 @@ def contact_sheet(items: Sequence[Item], columns: int = 2) -> Image.Image:
     Raises:
         ValueError: no items.
     """
-    if not items:
+    shown = [(title, _pictures(image, prompt, mattes)) for title, image, prompt, mattes in items]
+    if not shown:
         raise ValueError("there is nothing to show")
-    names = ["image", *items[0][3]]
+    names = list(shown[0][1])
     width, height = len(names) * (_TILE + _GAP) + 2 * _GAP, _TILE + _TITLE + 2 * _GAP
-    rows = -(-len(items) // columns)
+    rows = -(-len(shown) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height + _TITLE), _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
-    for number, (title, image, prompt, mattes) in enumerate(items):
+    for number, (title, pictures) in enumerate(shown):
         left, top = number % columns * width + _GAP, number // columns * height + _TITLE
         draw.text((left, top), title[: width // 6], fill=_INK, font=font)
-        window = _window(next(iter(mattes.values())))
-        pictures = [_with_prompt(image, prompt, window), *(_grey(matte, window) for matte in mattes.values())]
-        for place, picture in enumerate(pictures):
+        for place, picture in enumerate(pictures.values()):
             sheet.paste(picture, (left + place * (_TILE + _GAP), top + _TITLE))
-    for column in range(min(columns, len(items))):
+    for column in range(min(columns, len(shown))):
         for place, name in enumerate(names):
             draw.text((column * width + _GAP + place * (_TILE + _GAP), 1), name, fill=_INK, font=font)
     return sheet
+
+
+def _pictures(
+    image: Image.Image, prompt: Mapping[str, Any], mattes: Mapping[str, np.ndarray]
+) -> dict[str, Image.Image]:
+    """The small pictures of an item by name."""
+    window = _window(next(iter(mattes.values())))
+    return {
+        "image": _with_prompt(image, prompt, window),
+        **{name: _grey(matte, window) for name, matte in mattes.items()},
+    }
 
 
 def _window(alpha: np.ndarray) -> tuple[int, int, int, int]:

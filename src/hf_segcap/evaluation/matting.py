@@ -38,7 +38,7 @@ from ..data.matting_folders import AIM500, AM2K, MICROMAT_SUBSETS, Composition1K
 from ..files import atomic_path
 from ..images import load_image
 from ..masks import upscale_masks
-from .contact_sheet import contact_sheet
+from .contact_sheet import Item, contact_sheet
 from .matting_metrics import (
     apply_trimap,
     benchmark_matting_scores,
@@ -78,11 +78,14 @@ class MattePredictor:
     def fingerprint(self) -> str:
         """Differs between models that give different results."""
         weights = sorted(self.model.state_dict().items())
-        source = "" if weights else str(self.model.config.name_or_path)  # ONNX files
-        check = zlib.crc32(repr((self.multimask_output, source)).encode())
+        check = zlib.crc32(repr(self.multimask_output).encode())
         for name, tensor in weights:
             check = zlib.crc32(name.encode(), check)
             check = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), check)
+        for path in () if weights else self.model.files:  # ONNX
+            with open(path, "rb") as file:
+                while block := file.read(2**24):
+                    check = zlib.crc32(block, check)
         return f"{type(self.model).__name__}-{check:08x}"
 
 
@@ -383,8 +386,17 @@ def worst_mattes(
     first = next(iter(predictors))
     ranked = [(name, r) for name, found in results.items() for r in found if r["model"] == first]
     ranked.sort(key=lambda item: -item[1]["zim"]["sad"])
-    shown = []
-    for name, result in ranked[:count]:
+    return contact_sheet(_items(predictors, rows, ranked[:count], seed))
+
+
+def _items(
+    predictors: Mapping[str, MattePredictor],
+    rows: Mapping[str, Any],
+    ranked: Sequence[tuple[str, Mapping[str, Any]]],
+    seed: int,
+) -> Iterator[Item]:
+    """Objects at full size, one at a time: many of them do not fit into memory together."""
+    for name, result in ranked:
         row = rows[name][result["row"]]
         image = load_image(row["image"])
         objects = {each["region"]: each for each in matte_objects(row, (image.height, image.width), seed)}
@@ -394,8 +406,7 @@ def worst_mattes(
         for model, predictor in predictors.items():
             mattes[model] = predictor.encode(image).alphas([prompt])[0]
         title = f"{name} {result['image_id']} {each['name'] or ''}, {result['prompt']}: SAD {result['zim']['sad']:.2f}"
-        shown.append((title, image, prompt, mattes))
-    return contact_sheet(shown)
+        yield title, image, prompt, mattes
 
 
 def photograph_rows() -> list[dict[str, Any]]:

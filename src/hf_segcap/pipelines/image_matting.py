@@ -26,6 +26,8 @@ from .regions import RegionPipeline, Request, refuse_unknown
 
 ALPHA_TYPES = ("uint8", "uint16")
 UPSCALINGS = ("bilinear", "guided")
+# Bytes that the pictures of all objects of one image may take together.
+RESULT_BUDGET = 4 * 2**30
 _FORWARD_NAMES = ("multimask_output", "prompts_per_batch")
 _POSTPROCESS_NAMES = ("alpha_dtype", "upscaling", "foreground", "output_mode")
 
@@ -128,8 +130,7 @@ class ImageMattingPipeline(RegionPipeline):
                 box_nms_thresh, crop_n_layers, crop_nms_thresh, crop_overlap_ratio, crop_n_points_downscale_factor,
                 point_grids, min_mask_region_area: for everything mode, which runs when no prompt is given; see
                 [`~hf_segcap.everything.GeneratorSettings`]. Defaults: those of the model (`config.everything`, if it has
-                them), else ZIM's ([`~hf_segcap.everything.MATTE_SETTINGS`] and SAM's). Every matte found is held at the size
-                of the image: one byte per pixel and object.
+                them), else ZIM's ([`~hf_segcap.everything.MATTE_SETTINGS`] and SAM's).
             output_mode: form of "segmentation" in everything mode: "coco_rle" (the default), "uncompressed_rle" or
                 "binary_mask".
             batch_size: images that are encoded at once.
@@ -151,8 +152,13 @@ class ImageMattingPipeline(RegionPipeline):
             "crop_box".
             For a list a list of these, for a generator or dataset an iterator over these.
 
+            Pictures have the size of the image: per object and pixel one byte of alpha (two for "uint16", four mattes with
+            `multimask_output`), four with `foreground`, one with "binary_mask". Up to 4 GiB for an image: at 40
+            megapixels 107 mattes, or 21 with foregrounds.
+
         Raises:
             ValueError, TypeError: an image or a prompt that cannot be used; the message names the image and the prompt.
+            ValueError: the results of an image would take more than 4 GiB (before any of them is made).
         """
         prompts = {"boxes": boxes, "points": points, "point_labels": point_labels}
         given = {name: value for name, value in prompts.items() if value is not None}
@@ -241,6 +247,7 @@ class ImageMattingPipeline(RegionPipeline):
         output_mode: OutputMode = "coco_rle",
     ) -> list[dict[str, Any]]:
         request = answer.request
+        _check_budget(answer, np.dtype(alpha_dtype).itemsize, foreground, output_mode == "binary_mask")
         finish = _Finish(self.processor, alpha_dtype, request.image if upscaling == "guided" else None)
         # One object after the other: float mattes of image size exist of one at a time.
         if answer.proposals is not None:
@@ -284,6 +291,26 @@ class ImageMattingPipeline(RegionPipeline):
             }
 
 
+def _check_budget(answer: _Answer, alpha_bytes: int, foreground: bool, binary_masks: bool) -> None:
+    """
+    Raises:
+        ValueError: the pictures of all objects take more than `RESULT_BUDGET`.
+    """
+    everything = answer.proposals is not None
+    count = answer.request.count if answer.proposals is None else len(answer.proposals)
+    mattes = 1 if answer.scores is None else answer.scores.shape[1]
+    per_pixel = mattes * alpha_bytes + 4 * foreground + (everything and binary_masks)
+    height, width = answer.request.original_size
+    if (total := count * per_pixel * height * width) <= RESULT_BUDGET:
+        return
+    remedies = ["foreground=False"] if foreground else []
+    remedies += ["a higher pred_iou_thresh", "fewer points_per_side"] if everything else ["fewer prompts per call"]
+    raise ValueError(
+        f"{count} objects in an image of {height} x {width} (height x width) pixels make results of {total:,} bytes, "
+        f"{per_pixel} per pixel and object, more than {RESULT_BUDGET:,}. Use {', '.join(remedies)} or a smaller picture."
+    )
+
+
 def _named(corners: list[float]) -> dict[str, float]:
     return dict(zip(("xmin", "ymin", "xmax", "ymax"), corners))
 
@@ -300,4 +327,4 @@ def _resolved_processor(model: ZimModel | ZimOnnxForMatting) -> ZimProcessor:
     return ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size))
 
 
-__all__ = ["ALPHA_TYPES", "UPSCALINGS", "ImageMattingPipeline"]
+__all__ = ["ALPHA_TYPES", "RESULT_BUDGET", "UPSCALINGS", "ImageMattingPipeline"]

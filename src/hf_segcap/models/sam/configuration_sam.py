@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 """Configurations of SAM (Segment Anything, ICCV 2023) and of the image encoder that the SAM-based models share."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig, SamConfig
@@ -56,12 +56,39 @@ class SamPromptableMaskDecoderConfig(SamMaskDecoderConfig):
     layer_norm_eps: float = 1e-5
 
 
+def fit_prompt_encoder(config: Any, given: dict | PreTrainedConfig | None) -> None:
+    """Gives `config.prompt_encoder_config` the sizes of `config.vision_config`, where it was made without them.
+
+    Args:
+        config: with both parts.
+        given: what its `prompt_encoder_config` was made from.
+
+    Raises:
+        ValueError: a size that was given is another one.
+    """
+    vision = config.vision_config
+    sizes = {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "image_embedding_size": vision.image_size // vision.patch_size,
+        "hidden_size": vision.output_channels,
+    }
+    for name, size in sizes.items():
+        if given is None or isinstance(given, dict) and name not in given:
+            setattr(config.prompt_encoder_config, name, size)
+        elif (other := getattr(config.prompt_encoder_config, name)) != size:
+            raise ValueError(
+                f"prompt_encoder_config has {name} {other}, but by vision_config it is {size}: leave it out of "
+                "prompt_encoder_config, or change one of them."
+            )
+
+
 @strict
 class SamPromptableConfig(HubMixin, PreTrainedConfig):
     r"""
     Args:
         vision_config, prompt_encoder_config, mask_decoder_config (`dict` or config, *optional*):
-            SAM's three parts.
+            SAM's three parts. Sizes that `prompt_encoder_config` leaves out are those of `vision_config`.
         text_config (`dict` or `CLIPTextConfig`, *optional*):
             CLIP text model for text prompts (SAM, section 7.5); its `projection_dim` is the width E of the embeddings. None
             (the released checkpoints): no text prompts, unless `text_embed_dim` is given.
@@ -122,7 +149,9 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # written on the Hub, see hub.py
+        prompt_encoder = self.prompt_encoder_config
         super().__post_init__(**kwargs)
+        fit_prompt_encoder(self, prompt_encoder)
         if self.text_config is not None:
             width = self.text_config.projection_dim
             if self.text_embed_dim not in (None, width):
@@ -155,4 +184,4 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
         return cls.from_dict(cls.from_sam(content).to_dict(), **rest)
 
 
-__all__ = ["SamImageEncoderConfig", "SamPromptableConfig", "SamPromptableMaskDecoderConfig"]
+__all__ = ["SamImageEncoderConfig", "SamPromptableConfig", "SamPromptableMaskDecoderConfig", "fit_prompt_encoder"]

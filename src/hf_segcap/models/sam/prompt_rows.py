@@ -61,7 +61,8 @@ class PromptRows:
             prompts_required: False: `prompt_mask` alone will do, for rows without any prompt.
 
         Raises:
-            ValueError: no prompt, wrong number of axes, or disagreeing numbers of images, prompts or points.
+            ValueError: no prompt, wrong number of axes, points without a point, or disagreeing numbers of images, prompts or
+                points.
         """
         given = {
             "input_boxes": (input_boxes, 3, "(B, P, 4)"),
@@ -78,6 +79,11 @@ class PromptRows:
                 raise ValueError(
                     f"{name} must have shape {shape} with B = {batch_size} images, got {tuple(value.shape)}."
                 )
+        if input_points is not None and input_points.shape[2] == 0:
+            raise ValueError(
+                f"input_points of shape {tuple(input_points.shape)} hold no point: leave them out. Prompts that have fewer "
+                "points than others are filled up with points of label -2."
+            )
         nothing = input_boxes is None and input_points is None and input_masks is None and text_embeds is None
         if nothing and (prompts_required or prompt_mask is None):
             raise ValueError("No prompt: give input_boxes, input_points or input_masks.")

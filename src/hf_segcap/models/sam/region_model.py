@@ -114,14 +114,15 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
         `stream` is (1, S, C) with the no-mask embedding and `shared`, or the raw image of each row (R, S, C).
 
         Args:
-            rows_per_part: at most so many rows at a time (default: by the size of the image streams).
+            rows_per_part: at most so many rows at a time. Default: by the size of the image streams; all rows with eager
+                attention, whose weights are recorded in one piece.
             in_one_part: all rows at once, without gradients, too.
         """
         image_embeddings = image_embeddings.to(self._stream_dtype)
         positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
         images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
-        if in_one_part or torch.is_grad_enabled() or self.mask_decoder.config._attn_implementation == "eager":
-            # gradients need all streams anyway, and attention weights are recorded in one piece
+        recorded = rows_per_part is None and self.mask_decoder.config._attn_implementation == "eager"
+        if in_one_part or recorded or torch.is_grad_enabled():  # gradients need all streams anyway
             return [decode(images[rows.image_index], positions, rows, None)]
         parts = []
         for index in rows.image_index.unique().tolist():

@@ -12,7 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamPromptEncoderConfig
 
 from ...hub import HubMixin
-from ..sam.configuration_sam import SamImageEncoderConfig
+from ..sam.configuration_sam import SamImageEncoderConfig, fit_prompt_encoder
 
 TASKS = {"recognition": 0, "caption": 1}
 
@@ -87,7 +87,8 @@ class SamCaptionConfig(HubMixin, PreTrainedConfig):
     Args:
         vision_config, prompt_encoder_config, mask_caption_decoder_config, text_config (`dict` or config, *optional*):
             SAM's image encoder, prompt encoder, mask decoder with the caption mixer, and any decoder-only language
-            model of transformers (`model_type` decides; default GPT-2).
+            model of transformers (`model_type` decides; default GPT-2). Sizes that `prompt_encoder_config` leaves out are
+            those of `vision_config`.
         num_task_tokens (`int`, *optional*, defaults to 6):
             Learnt prefix tokens of each task ("recognition", "caption"); 0 turns tasks off.
         caption_query_type (`str`, *optional*, defaults to `"learned"`):
@@ -115,7 +116,7 @@ class SamCaptionConfig(HubMixin, PreTrainedConfig):
             Standard deviation of new weights.
 
     Raises:
-        ValueError: for `architectures` of the official repository that this class does not cover.
+        ValueError: for `architectures` of the official repository that this class does not cover, and sizes that differ.
     """
 
     model_type = "sca"
@@ -163,7 +164,9 @@ class SamCaptionConfig(HubMixin, PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, dict):
                 setattr(self, name, {k: v for k, v in value.items() if k not in _TRANSFORMERS_4_KEYS})
+        prompt_encoder = self.prompt_encoder_config
         super().__post_init__(**kwargs)
+        fit_prompt_encoder(self, prompt_encoder)
         if self.text_config.is_encoder_decoder:
             raise ValueError(
                 f"SamCaption needs a decoder-only language model, but text_config is {self.text_config.model_type!r}, "

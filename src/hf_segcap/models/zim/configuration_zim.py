@@ -8,7 +8,12 @@ from transformers import PreTrainedConfig
 from transformers.models.sam.configuration_sam import SamPromptEncoderConfig
 
 from ...hub import HubMixin
-from ..sam.configuration_sam import SamImageEncoderConfig, SamPromptableConfig, SamPromptableMaskDecoderConfig
+from ..sam.configuration_sam import (
+    SamImageEncoderConfig,
+    SamPromptableConfig,
+    SamPromptableMaskDecoderConfig,
+    fit_prompt_encoder,
+)
 
 MASKABLE = ("token_to_image", "image_to_token")
 
@@ -26,7 +31,7 @@ class ZimConfig(HubMixin, PreTrainedConfig):
 
     Args:
         vision_config, prompt_encoder_config, mask_decoder_config (`dict` or config, *optional*):
-            SAM's three parts.
+            SAM's three parts. Sizes that `prompt_encoder_config` leaves out are those of `vision_config`.
         pixel_decoder (`str`, *optional*, defaults to `"hierarchical"`):
             `"hierarchical"`: image details at strides 2, 4, 8, ... join the decoder, mattes have stride 2 (ZIM, section
             3.2). `"sam"`: SAM's two transposed convolutions, a quarter of the patch size as stride (ablation).
@@ -74,7 +79,7 @@ class ZimConfig(HubMixin, PreTrainedConfig):
             Standard deviation of new weights (convolutions: Kaiming).
 
     Raises:
-        ValueError: for channels, patch size or names that do not fit together.
+        ValueError: for channels, sizes or names that do not fit together.
     """
 
     model_type = "zim"
@@ -121,7 +126,9 @@ class ZimConfig(HubMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # written on the Hub, see hub.py
+        prompt_encoder = self.prompt_encoder_config
         super().__post_init__(**kwargs)
+        fit_prompt_encoder(self, prompt_encoder)
         unknown = [name for name in self.masked_attention if name not in MASKABLE]
         if unknown:
             raise ValueError(f"masked_attention may name {' and '.join(MASKABLE)}, got {unknown[0]!r}.")

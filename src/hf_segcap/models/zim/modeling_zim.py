@@ -177,7 +177,7 @@ class ZimModel(SamRegionPreTrainedModel):
             rows: R prompts.
             selected: which of the four mattes.
             prompts_per_batch: without gradients, at most so many prompts of an image at a time (default: what fits into
-                about 128 MiB on a CPU, 1 GiB elsewhere).
+                about 128 MiB on a CPU, 1 GiB elsewhere; all with eager attention, whose weights are recorded in one piece).
         """
         config, dtype = self.config, self._stream_dtype
         projected = self.mask_decoder.project_details([features.to(dtype) for features in detail_features])
@@ -215,7 +215,9 @@ class ZimModel(SamRegionPreTrainedModel):
             return replace(rows, points=None, point_labels=None)
         return replace(rows, point_labels=rows.point_labels.masked_fill(rows.has_box[:, None], PADDING_LABEL))
 
-    def _prompts_per_part(self, image_embeddings: Tensor) -> int:
+    def _prompts_per_part(self, image_embeddings: Tensor) -> int | None:
+        if self.mask_decoder.config._attn_implementation == "eager":
+            return None
         side = self.config.vision_config.image_size // 2
         channels = sum((self.config.fusion_hidden_sizes or (self.config.mask_decoder_config.hidden_size // 8,))[-2:])
         budget = _CPU_BUDGET if image_embeddings.device.type == "cpu" else _GPU_BUDGET
@@ -263,6 +265,8 @@ class ZimModel(SamRegionPreTrainedModel):
             pixel_values, image_embeddings, detail_features, kwargs
         )
         rows = PromptRows.from_inputs(len(image_embeddings), **prompts)
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            prompts_per_batch = None
         selected = slice(None) if multimask_output else slice(1)
         terms: dict[str, Any] = {}
         if labels is None:
@@ -370,7 +374,8 @@ class ZimForMatting(ZimModel):
             has_box (B, P): False for objects without a box; default: all have one (if `input_boxes` are given).
             prompt_mask (B, P): False for objects that only pad the batch.
             multimask_output: True: all four mattes. False: the first, which the paper evaluates.
-            prompts_per_batch: without gradients, at most so many prompts are decoded at a time, to bound memory.
+            prompts_per_batch: without gradients, at most so many prompts are decoded at a time, to bound memory (with
+                `output_attentions` all at once).
             labels (B, P, h, w): target mattes in [0, 1], padded model frame at any resolution. Negative: the pixel does
                 not count (use it for padding).
 

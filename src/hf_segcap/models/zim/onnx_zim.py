@@ -112,7 +112,7 @@ class ZimOnnxForMatting(nn.Module):
         source = str(pretrained_model_name_or_path)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         local = Path(source).is_dir()
-        available = graph_pairs(source, **hub)
+        available = graph_pairs(source, **hub)  # type: ignore[arg-type]
         chosen = _choose(source, available, variant, subfolder)
         import_optional("onnxruntime", "onnx", cls.__name__)  # once there is something to run
         if local:
@@ -174,6 +174,12 @@ class ZimOnnxForMatting(nn.Module):
             part.image_size, part.patch_size = side, patch
         config.prompt_encoder_config.image_embedding_size = side // patch
         return config
+
+    @property
+    def files(self) -> list[Path]:
+        """What it runs: both graphs, and where their large weights lie beside them."""
+        beside = [path.with_name(_data_file(path.name)) for path in self._files]
+        return [path for path in (*self._files, *beside) if path.is_file()]
 
     @property
     def device(self) -> torch.device:
@@ -319,10 +325,10 @@ class ZimOnnxForMatting(nn.Module):
         prompts_per_batch: int | None = None,
         return_dict: bool | None = None,
     ) -> ZimMattingOutput | tuple[Any, ...]:
-        """As [`ZimForMatting.forward`], without `labels`.
+        """As [`ZimForMatting.forward`], without `labels`; `point_labels` are 1, 0, -1 or -2.
 
         Raises:
-            ValueError: for missing or contradicting inputs.
+            ValueError: for missing or contradicting inputs, and other labels.
         """
         if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("Give exactly one of pixel_values and image_embeddings.")
@@ -367,6 +373,9 @@ def official_tokens(rows: PromptRows, joint: bool = False) -> tuple[Tensor, Tens
     Returns:
         Coordinates (R, t, 2), and labels (R, t): 1 inside, 0 outside, 2 and 3 the first and second corner, -1 the padding token
         (and points that the user labels so), `PADDING_LABEL` for what a row does not have.
+
+    Raises:
+        ValueError: a label that graphs do not know, or take for a corner of a box.
     """
     count = len(rows)
     boxed = torch.zeros(count, dtype=torch.bool)
@@ -375,6 +384,11 @@ def official_tokens(rows: PromptRows, joint: bool = False) -> tuple[Tensor, Tens
     if rows.boxes is not None:
         boxed = torch.ones(count, dtype=torch.bool) if rows.has_box is None else rows.has_box.bool()
     if rows.points is not None and rows.point_labels is not None:
+        other = set(rows.point_labels.unique().tolist()) - {1, 0, NOT_A_POINT_LABEL, PADDING_LABEL}
+        if other:
+            raise ValueError(
+                f"point_labels of ONNX files are 1, 0, -1 (not a point) or -2 (absent), got {sorted(other)}."
+            )
         padded |= ~boxed & (rows.point_labels != PADDING_LABEL).any(1)
         coords.append(rows.points.float())
         labels.append(rows.point_labels if joint else rows.point_labels.masked_fill(boxed[:, None], PADDING_LABEL))
@@ -403,6 +417,11 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
 
 
+def _data_file(graph: str) -> str:
+    """The exporters' name for the large weights of a graph."""
+    return f"{graph}.data"
+
+
 def _pairs(files: Sequence[str]) -> dict[str, list[str]]:
     """{folder: names of the files to take} of every folder with both graphs; "" is the top."""
     folders: dict[str, set[str]] = {}
@@ -410,21 +429,30 @@ def _pairs(files: Sequence[str]) -> dict[str, list[str]]:
         folder, _, name = file.rpartition("/")
         folders.setdefault(folder, set()).add(name)
     wanted = {ENCODER_FILE, DECODER_FILE}
-    extras = {CONFIG_FILE, f"{ENCODER_FILE}.data", f"{DECODER_FILE}.data"}  # the exporters' name for large weights
+    extras = {CONFIG_FILE, _data_file(ENCODER_FILE), _data_file(DECODER_FILE)}
     return {folder: sorted(names & (wanted | extras)) for folder, names in folders.items() if wanted <= names}
 
 
-def graph_pairs(source: str, **hub: Any) -> dict[str, list[str]]:
+def graph_pairs(
+    source: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool | None = False,
+) -> dict[str, list[str]]:
     """Folders with encoder.onnx and decoder.onnx in a folder or Hub repository, or one level below, and their files.
 
     Args:
         source: the folder or repository.
-        **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+        revision, token, cache_dir, local_files_only: of a repository, as for other checkpoints.
 
     Raises:
         OSError: it is neither a folder nor a repository that can be read now.
     """
-    return _local_pairs(Path(source)) if Path(source).is_dir() else _hub_pairs(source, **hub)
+    if Path(source).is_dir():
+        return _local_pairs(Path(source))
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    return _hub_pairs(source, **hub)
 
 
 def _local_pairs(folder: Path) -> dict[str, list[str]]:
