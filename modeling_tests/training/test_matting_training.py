@@ -72,9 +72,10 @@ def test_it_learns_the_mattes_of_a_batch(tmp_path, trainer_class):
         rows=rows,
         collator=MatteCollator(PROCESSOR, train=False),
         options={
-            "max_steps": 30,
+            "max_steps": 80,
+            "seed": 0,
             "learning_rate": 8e-3,
-            "lr_scheduler_type": "constant",
+            "lr_scheduler_type": "cosine",
             "remove_unused_columns": False,
             "label_names": ["labels"],
         },
