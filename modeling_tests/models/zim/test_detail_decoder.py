@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 
-from hf_segcap.models.zim import detail_decoder
-from hf_segcap.models.zim.detail_decoder import ZimFusionBlock, mix_and_upsample
+from hf_segcap.models.zim.detail_decoder import ZimFusionBlock
 
 DETAILS, INPUTS, OUTPUTS = 5, 7, 6
 
@@ -44,12 +43,10 @@ def plain(block: ZimFusionBlock, x: torch.Tensor, details: torch.Tensor) -> torc
     return joined.relu()
 
 
-@pytest.mark.parametrize("mix_first", [True, False])
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("mode", ["concat", "add"])
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_fusion_equals_the_plain_formulation(norm, mode, gradients, mix_first, monkeypatch) -> None:
-    monkeypatch.setattr(detail_decoder, "MIX_FIRST_CHANNELS", 1 if mix_first else 10**6)
+def test_fusion_equals_the_plain_formulation(norm: str, mode: str, gradients: bool) -> None:
     block = block_of(norm, mode).eval()
     x, details = tensors(details=DETAILS if mode == "concat" else INPUTS)
     with torch.set_grad_enabled(gradients):
@@ -74,15 +71,6 @@ def test_training_equals_the_plain_formulation(mode: str) -> None:
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-4, rtol=1e-4, msg=name)
     for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(mine, other)
-
-
-def test_mixing_before_upsampling() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for height, width in ((1, 1), (1, 4), (5, 2), (6, 9)):
-        x = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
-        weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
-        up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        torch.testing.assert_close(mix_and_upsample(x, weight), F.conv2d(up, weight, padding=1))
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
