@@ -1,12 +1,17 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Rows and arguments shared by the training tests."""
+"""Rows, arguments and runs of several processes shared by the training tests."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from transformers import TrainingArguments
 
 from modeling_tests.tiny import random_image
@@ -54,3 +59,44 @@ def arguments(output: Path | str, **options: Any) -> TrainingArguments:
 def logged_losses(trainer: Any) -> list[float]:
     """The loss of every logged step."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def run_two_processes(folder: Path, script: str, *options: str | Path) -> None:
+    """Runs Python code with `options` as its arguments in two gloo processes, and fails with what it printed."""
+    path = folder / "script.py"
+    path.write_text(script)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
+    done = subprocess.run(
+        [*command, *map(str, options)], env=environment, capture_output=True, text=True, timeout=240, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# The end of a script for `run_two_processes`, after a `trainer` was made: what `assert_ranks_agree` reads.
+TRAIN_AND_REPORT = """
+    trainer.train()
+    metrics = trainer.evaluate()
+    weights = sum(p.double().sum().item() for p in trainer.model.parameters())
+    with open(f"{sys.argv[1]}/rank{trainer.args.process_index}.json", "w") as file:
+        json.dump({**metrics, "world": trainer.args.world_size, "weights": weights, "losses": logged_losses(trainer)}, file)
+    trainer.end()
+"""
+
+
+def assert_ranks_agree(folder: Path, steps: int, *metrics: str) -> list[float]:
+    """Two processes trained for `steps` logged steps, and ended with equal weights, losses and other metrics.
+
+    Returns:
+        The losses of the steps.
+    """
+    first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first["world"] == 2 and len(first["losses"]) == steps
+    for name in ("weights", "eval_loss", *metrics):
+        assert first[name] == pytest.approx(second[name], rel=1e-9)
+    return first["losses"]

@@ -2,10 +2,6 @@
 """Recipes of the label converter: they run, resume, save what loads, start from a Hiera, and say what is wrong."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +17,13 @@ from hf_segcap.training.recipe import RECIPES, load_recipe
 from hf_segcap.training.run import build_model, train
 from hf_segcap.training.trainer import SegCapTrainer
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_label_converter, tiny_label_converter_processor
-from modeling_tests.training.data import arguments, logged_losses
+from modeling_tests.training.data import (
+    TRAIN_AND_REPORT,
+    arguments,
+    assert_ranks_agree,
+    logged_losses,
+    run_two_processes,
+)
 
 BACKBONE = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "image_size": [64, 64]}
 SIZES = {"decoder_hidden_sizes": [16, 12, 8], "detail_hidden_size": 4, "training_refinement_width": [1, 5]}
@@ -164,36 +166,9 @@ from modeling_tests.training.test_label_converter_training import *
 if __name__ == "__main__":
     model = tiny_label_converter()
     trainer = make_trainer(sys.argv[1], model, ddp_backend="gloo", per_device_train_batch_size=1, max_steps=3)
-    trainer.train()
-    metrics = trainer.evaluate()
-    weights = sum(p.double().sum().item() for p in model.parameters())
-    with open(f"{sys.argv[1]}/rank{trainer.args.process_index}.json", "w") as file:
-        json.dump({"world": trainer.args.world_size, "loss": metrics["eval_loss"], "weights": weights,
-                   "losses": logged_losses(trainer)}, file)
-    trainer.end()
 """
 
 
 def test_two_processes_train_one_model(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0]["world"] == 2 and len(ranks[0]["losses"]) == 3
-    for name in ("weights", "loss"):
-        assert ranks[0][name] == pytest.approx(ranks[1][name], rel=1e-9)
+    run_two_processes(tmp_path, _SCRIPT + TRAIN_AND_REPORT, tmp_path)
+    assert_ranks_agree(tmp_path, 3)

@@ -1,11 +1,6 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 import copy
 import io
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +18,13 @@ from hf_segcap.training.recipe import load_recipe
 from hf_segcap.training.run import build_model, train
 from hf_segcap.training.trainer import SegCapTrainer
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_sam_promptable, tiny_zim, tiny_zim_processor
-from modeling_tests.training.data import arguments, logged_losses
+from modeling_tests.training.data import (
+    TRAIN_AND_REPORT,
+    arguments,
+    assert_ranks_agree,
+    logged_losses,
+    run_two_processes,
+)
 
 PROCESSOR = tiny_zim_processor()
 ENCODER = "vision_encoder."
@@ -320,32 +321,9 @@ if __name__ == "__main__":
         model=model, args=arguments(sys.argv[1], ddp_backend="gloo", per_device_train_batch_size=1, max_steps=4),
         data_collator=MatteCollator(PROCESSOR), train_dataset=rows, eval_dataset=make_rows(3),
     )
-    trainer.train()
-    metrics = trainer.evaluate()
-    weights = sum(p.double().sum().item() for p in model.parameters())
-    with open(f"{sys.argv[1]}/rank{trainer.args.process_index}.json", "w") as file:
-        json.dump({"world": trainer.args.world_size, "loss": metrics["eval_loss"], "weights": weights,
-                   "losses": logged_losses(trainer)}, file)
-    trainer.end()
 """
 
 
 def test_two_processes_train_one_model(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0]["world"] == 2 and len(ranks[0]["losses"]) == 4
-    for name in ("weights", "loss"):
-        assert ranks[0][name] == pytest.approx(ranks[1][name], rel=1e-9)
+    run_two_processes(tmp_path, _SCRIPT + TRAIN_AND_REPORT, tmp_path)
+    assert_ranks_agree(tmp_path, 4)

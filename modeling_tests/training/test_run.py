@@ -1,8 +1,6 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from hf_segcap.training.recipe import RECIPES, Recipe, dump_recipe, load_recipe
 from hf_segcap.training.run import build_model, train
 from hf_segcap.training.tokenizer import train_tokenizer
 from modeling_tests.tiny import tiny_sam_caption_config, tiny_text_config, tiny_tokenizer
-from modeling_tests.training.data import make_rows
+from modeling_tests.training.data import make_rows, run_two_processes
 
 SECTIONS = ("vision_config", "prompt_encoder_config", "mask_caption_decoder_config")
 
@@ -237,16 +235,10 @@ if __name__ == "__main__":
 
 def test_two_processes(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
     damaged = tmp_path / "out" / "features" / "features-1.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"damaged")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    command += [str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(tmp_path, _SCRIPT, tmp_path / "recipe.yaml", tmp_path / "out")
     assert not damaged.exists() and len(history(tmp_path / "out")) == 4
     saved_model(tmp_path / "out")
 

@@ -1,10 +1,5 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 import copy
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +10,14 @@ from hf_segcap.data.augmentation import LargeScaleJitter
 from hf_segcap.data.collator import RegionCollator
 from hf_segcap.training.trainer import SegCapTrainer, caption_metrics, decode_captions
 from modeling_tests.tiny import END_ID, IMAGE_SIZE, PAD_ID, tiny_processor, tiny_sam_caption
-from modeling_tests.training.data import arguments, logged_losses, make_rows
+from modeling_tests.training.data import (
+    TRAIN_AND_REPORT,
+    arguments,
+    assert_ranks_agree,
+    logged_losses,
+    make_rows,
+    run_two_processes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -300,34 +302,10 @@ if __name__ == "__main__":
         train_dataset=rows, eval_dataset=make_rows(3, 2, seed=1),
         compute_metrics=caption_metrics(processor), generation_kwargs={"max_new_tokens": 5},
     )
-    trainer.train()
-    metrics = trainer.evaluate()
-    weights = sum(p.double().sum().item() for p in model.parameters())
-    with open(f"{sys.argv[1]}/rank{trainer.args.process_index}.json", "w") as file:
-        json.dump({"world": trainer.args.world_size, "loss": metrics["eval_loss"], "f1": metrics["eval_word_f1"],
-                   "weights": weights, "losses": logged_losses(trainer)}, file)
-    trainer.end()
 """
 
 
 @pytest.mark.parametrize("policy", ["text_mixer", "all"])
 def test_two_processes_train_one_model(tmp_path, policy):
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path), policy],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0]["world"] == 2
-    assert len(ranks[0]["losses"]) == 4 and max(ranks[0]["losses"]) > 0
-    for name in ("weights", "loss", "f1"):
-        assert ranks[0][name] == pytest.approx(ranks[1][name], rel=1e-9)
+    run_two_processes(tmp_path, _SCRIPT + TRAIN_AND_REPORT, tmp_path, policy)
+    assert max(assert_ranks_agree(tmp_path, 4, "eval_word_f1")) > 0
