@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from .augmentation import LargeScaleJitter
-from .matte_collator import PADDING_ALPHA, matte_to_frame, region_matte
+from .matte_collator import PADDING_ALPHA, MatteRowCollator, matte_to_frame
 from .matte_degradations import SGA_PROBABILITY, training_pair
-from .row_collator import RowCollator
+from .row_collator import check_selection
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Sample:
     )  # P of (h, w) float32, and whether it is coarse
 
 
-class LabelCollator(RowCollator):
+class LabelCollator(MatteRowCollator):
     """Turns rows (`{image, image_id, regions: [{alpha, mask}]}`) into the keyword arguments of `ZimLabelConverter`.
 
     A region with `alpha` is fine: its input is the matte degraded to a coarse mask, its target the matte. A region with
@@ -39,7 +39,7 @@ class LabelCollator(RowCollator):
     left out. Evaluation: order kept, all mattes of usable size, no jitter and no cut, the same degradations every time.
     A batch in which nothing is left keeps one image with a single padded mask: its loss is zero.
 
-    Random decisions: see [`RowCollator`].
+    Random decisions: see [`~hf_segcap.data.row_collator.RowCollator`].
 
     Args:
         processor: a processor called with `images`, such as `ZimLabelConverterProcessor`.
@@ -69,18 +69,12 @@ class LabelCollator(RowCollator):
         min_area: int = 16,
         seed: int = 42,
     ) -> None:
-        super().__init__(processor, augmentation, train, seed)
-        for name, value in (("max_masks", max_masks), ("min_area", min_area)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < max_area <= 1:
-            raise ValueError(f"max_area must be above 0 and at most 1 (a share of the image), got {max_area}")
+        check_selection(max_area, max_masks=max_masks, min_area=min_area)
+        super().__init__(processor, augmentation, train, seed, max_area, min_area)
         if not 0 <= sga_probability <= 1:
             raise ValueError(f"sga_probability must be between 0 and 1, got {sga_probability}")
         self.max_masks = max_masks
         self.sga_probability = sga_probability
-        self.max_area = max_area
-        self.min_area = min_area
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rng = self.generator(rows)
@@ -112,18 +106,9 @@ class LabelCollator(RowCollator):
 
     def _sample(self, index: int, row: Mapping[str, Any], rng: np.random.Generator) -> _Sample:
         name, image, transform = self.open_image(index, row, rng)
-        size = (image.shape[0], image.shape[1])
-        regions = row["regions"]
-        limit = self.max_masks if self.train else None
         sample = _Sample(image if transform is None else transform.apply_image(image))
-        for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
-            if len(sample.alphas) == limit:
-                break
-            alpha = region_matte(regions[i], f"{name}, region {i}", size)
-            if alpha is None:
-                continue
-            shown = alpha if transform is None else transform.apply_matte(alpha)
-            if shown.sum() >= self.min_area and max(alpha.mean(), shown.mean()) <= self.max_area:
-                coarse = regions[i].get("coarse")  # None, too, where other rows have the column
-                sample.alphas.append((shown, regions[i].get("alpha") is None if coarse is None else bool(coarse)))
+        size = (image.shape[0], image.shape[1])
+        for region, alpha in self.usable_mattes(row["regions"], name, size, transform, self.max_masks, rng):
+            coarse = region.get("coarse")  # None, too, where other rows have the column
+            sample.alphas.append((alpha, region.get("alpha") is None if coarse is None else bool(coarse)))
         return sample

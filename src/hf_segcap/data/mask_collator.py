@@ -15,7 +15,7 @@ from ..model_frame import masks_to_frame
 from ..models.sam.interactive import BOX_NOISES, add_box_noise, pixel_centres, sample_pixels, target_boxes
 from ..prompts import PADDING_LABEL
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds
+from .row_collator import RowCollator, check_prompt_kinds, check_selection
 
 if TYPE_CHECKING:
     from .mask_crops import MaskCropEmbedder
@@ -91,11 +91,7 @@ class MaskCollator(RowCollator):
         seed: int = 42,
     ) -> None:
         super().__init__(processor, augmentation, train, seed)
-        for name, value in (("max_masks", max_masks), ("label_size", label_size), ("min_area", min_area)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < max_area <= 1:
-            raise ValueError(f"max_area must be above 0 and at most 1 (a share of the image), got {max_area}")
+        check_selection(max_area, max_masks=max_masks, label_size=label_size, min_area=min_area)
         if box_noise not in BOX_NOISES:
             raise ValueError(f"box_noise must be one of {BOX_NOISES}, got {box_noise!r}")
         self.prompt_kinds = None if prompt_kinds is None else check_prompt_kinds(prompt_kinds, PROMPT_KINDS)

@@ -7,7 +7,7 @@ of points and thresholds are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from ..model_frame import masks_to_frame
 from ..models.sam.interactive import pixel_centres
 from ..prompts import PADDING_LABEL
 from .alpha import alpha_box, decode_alpha
-from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds
+from .augmentation import JitterTransform, LargeScaleJitter
+from .row_collator import RowCollator, check_prompt_kinds, check_selection
 
 PROMPT_KINDS = ("box", "point")
 BOX_JITTER = 0.1  # of the side
@@ -124,7 +124,58 @@ class _Sample:
     points: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # P of pixels (n, 2) and labels (n,)
 
 
-class MatteCollator(RowCollator):
+class MatteRowCollator(RowCollator):
+    """Base of collators of mattes: which ones of a row are used.
+
+    Args:
+        processor, augmentation, train, seed: see [`RowCollator`].
+        max_area: share of the image above which mattes are dropped.
+        min_area: pixels of the image, after the jitter, below which mattes are dropped.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        augmentation: LargeScaleJitter | None,
+        train: bool,
+        seed: int,
+        max_area: float,
+        min_area: int,
+    ) -> None:
+        super().__init__(processor, augmentation, train, seed)
+        self.max_area = max_area
+        self.min_area = min_area
+
+    def usable_mattes(
+        self,
+        regions: Sequence[Mapping[str, Any]],
+        name: str,
+        size: tuple[int, int],
+        transform: JitterTransform | None,
+        most: int | None,
+        rng: np.random.Generator,
+    ) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
+        """Regions with their mattes (h, w) as the model sees them: `most` of them in random order in training, else all.
+
+        Args:
+            name: of the row, for messages.
+            size: (height, width) of the image before the jitter.
+            transform: the jitter of the image, or None.
+        """
+        found = 0
+        for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
+            if self.train and found == most:
+                return
+            alpha = region_matte(regions[i], f"{name}, region {i}", size)
+            if alpha is None:
+                continue
+            shown = alpha if transform is None else transform.apply_matte(alpha)
+            if shown.sum() >= self.min_area and max(alpha.mean(), shown.mean()) <= self.max_area:
+                found += 1
+                yield regions[i], shown
+
+
+class MatteCollator(MatteRowCollator):
     """Turns rows (`{image, image_id, regions: [{alpha, mask}]}`) into the keyword arguments of `ZimForMatting`.
 
     A region without `alpha` gives its `mask` as a matte of 0 and 1 (an object that needs no detail); regions with neither
@@ -173,12 +224,8 @@ class MatteCollator(RowCollator):
         negatives: Sequence[int] = NEGATIVES,
         seed: int = 42,
     ) -> None:
-        super().__init__(processor, augmentation, train, seed)
-        for name, value in (("max_mattes", max_mattes), ("label_size", label_size), ("min_area", min_area)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < max_area <= 1:
-            raise ValueError(f"max_area must be above 0 and at most 1 (a share of the image), got {max_area}")
+        check_selection(max_area, max_mattes=max_mattes, label_size=label_size, min_area=min_area)
+        super().__init__(processor, augmentation, train, seed, max_area, min_area)
         if not 0 <= box_jitter < 0.5:
             raise ValueError(f"box_jitter must be at least 0 and below 0.5 (a share of the side), got {box_jitter}")
         for name, limits, least in (("positives", positives, 1), ("negatives", negatives, 0)):
@@ -190,8 +237,6 @@ class MatteCollator(RowCollator):
         self.prompt_kinds = check_prompt_kinds(kinds, PROMPT_KINDS)
         self.max_mattes = max_mattes
         self.label_size = label_size
-        self.max_area = max_area
-        self.min_area = min_area
         self.box_jitter = box_jitter
         self.positives = (positives[0], positives[1])
         self.negatives = (negatives[0], negatives[1])
@@ -221,20 +266,11 @@ class MatteCollator(RowCollator):
 
     def _sample(self, index: int, row: Mapping[str, Any], rng: np.random.Generator) -> _Sample:
         name, image, transform = self.open_image(index, row, rng)
-        size = (image.shape[0], image.shape[1])
-        regions = row["regions"]
-        limit = self.max_mattes if self.train else None
         sample = _Sample(image if transform is None else transform.apply_image(image))
-        for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
-            if len(sample.alphas) == limit:
-                break
-            alpha = region_matte(regions[i], f"{name}, region {i}", size)
-            if alpha is None:
-                continue
-            shown = alpha if transform is None else transform.apply_matte(alpha)
-            if shown.sum() >= self.min_area and max(alpha.mean(), shown.mean()) <= self.max_area:
-                sample.alphas.append(shown)
-                self._draw_prompt(sample, shown, rng)
+        size = (image.shape[0], image.shape[1])
+        for _, alpha in self.usable_mattes(row["regions"], name, size, transform, self.max_mattes, rng):
+            sample.alphas.append(alpha)
+            self._draw_prompt(sample, alpha, rng)
         return sample
 
     def _draw_prompt(self, sample: _Sample, alpha: np.ndarray, rng: np.random.Generator) -> None:

@@ -75,6 +75,19 @@ class RowCollator:
         return name, image, self.augmentation.draw((image.shape[0], image.shape[1]), rng)
 
 
+def check_selection(max_area: float, **least_one: int | None) -> None:
+    """Checks the settings that choose regions: a share of the image, and numbers of which None means no limit.
+
+    Raises:
+        ValueError: a number below 1, or a share that is none.
+    """
+    for name, value in least_one.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 < max_area <= 1:
+        raise ValueError(f"max_area must be above 0 and at most 1 (a share of the image), got {max_area}")
+
+
 def check_prompt_kinds(kinds: Mapping[str, float], allowed: Sequence[str]) -> dict[str, float]:
     """Probabilities that add up to 1, without kinds of probability 0.
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ..everything import GeneratorSettings, MaskProposals
+from ..everything import MaskProposals
 from ..foreground import cut_out
 from ..masks import mask_to_box
 from ..models.sam.prompt_processing import sam_image_processor
@@ -22,13 +22,12 @@ from ..models.zim.onnx_zim import ZimOnnxForMatting
 from ..models.zim.processing_zim import ZimProcessor
 from ..records import OutputMode, check_output_mode, to_records
 from .base import as_list
-from .regions import RegionPipeline, Request, refuse_unknown
+from .regions import RegionPipeline, Request
 
 ALPHA_TYPES = ("uint8", "uint16")
 UPSCALINGS = ("bilinear", "guided")
 # Bytes that the pictures of all objects of one image may take together.
 RESULT_BUDGET = 4 * 2**30
-_FORWARD_NAMES = ("multimask_output", "prompts_per_batch")
 _POSTPROCESS_NAMES = ("alpha_dtype", "upscaling", "foreground", "output_mode")
 
 Encoded = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
@@ -88,6 +87,7 @@ class ImageMattingPipeline(RegionPipeline):
     """
 
     prompt_names = ("boxes", "points", "point_labels")
+    forward_names = ("multimask_output", "prompts_per_batch")
     # The official repositories hold no processor, so that transformers may fail to load one: see `_resolved_processor`.
     _load_processor = None  # type: ignore[assignment]
 
@@ -167,16 +167,7 @@ class ImageMattingPipeline(RegionPipeline):
     def _sanitize_parameters(
         self, timeout: float | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        kwargs.pop("local_files_only", None)  # `pipeline()` passes its own argument on
-        preprocess = {name: kwargs.pop(name) for name in self.prompt_names if name in kwargs}
-        if timeout is not None:
-            preprocess["timeout"] = timeout
-        forward = {name: kwargs.pop(name) for name in _FORWARD_NAMES if name in kwargs}
-        settings = {name: kwargs.pop(name) for name in GeneratorSettings.names() if name in kwargs}
-        if settings:
-            forward["settings"] = settings
-        if "progress" in kwargs:
-            forward["progress"] = kwargs.pop("progress")
+        preprocess, forward = self.take_common(kwargs, timeout)
         postprocess = {name: kwargs.pop(name) for name in _POSTPROCESS_NAMES if name in kwargs}
         for name, known in (("alpha_dtype", ALPHA_TYPES), ("upscaling", UPSCALINGS)):
             if name in postprocess and postprocess[name] not in known:
@@ -185,8 +176,7 @@ class ImageMattingPipeline(RegionPipeline):
             check_output_mode(postprocess["output_mode"])
         if postprocess.get("foreground") or postprocess.get("upscaling") == "guided":
             preprocess["keep_image"] = True
-        known_names = [*self.prompt_names, *_FORWARD_NAMES, *GeneratorSettings.names(), *_POSTPROCESS_NAMES]
-        refuse_unknown(kwargs, known_names, type(self).__name__)
+        self.refuse_others(kwargs, _POSTPROCESS_NAMES, type(self).__name__)
         return preprocess, forward, postprocess
 
     def encode(self, pixel_values: torch.Tensor) -> Encoded:

@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..everything import GeneratorSettings, MaskProposals
+from ..everything import MaskProposals
 from ..masks import MaskRuns, mask_to_box, stability_score, upscale_masks
 from ..models.sam.processing_sam import SamPromptableProcessor
 from ..records import OutputMode, check_output_mode, segmentations_of, to_records
 from .base import as_list
-from .regions import RegionPipeline, Request, refuse_unknown
+from .regions import RegionPipeline, Request
 
-_FORWARD_NAMES = ("multimask_output", "refine_steps")
+_POSTPROCESS_NAMES = ("output_mode", "mask_threshold")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
     """
 
     prompt_names = ("boxes", "points", "point_labels", "masks", "text")
+    forward_names = ("multimask_output", "refine_steps")
 
     def __init__(self, *args: Any, processor: ProcessorMixin | None = None, **kwargs: Any) -> None:
         if processor is not None and not isinstance(processor, SamPromptableProcessor):
@@ -117,23 +118,11 @@ class PromptableSegmentationPipeline(RegionPipeline):
     def _sanitize_parameters(
         self, timeout: float | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        kwargs.pop("local_files_only", None)  # `pipeline()` passes its own argument on
-        preprocess = {name: kwargs.pop(name) for name in self.prompt_names if name in kwargs}
-        if timeout is not None:
-            preprocess["timeout"] = timeout
-        forward = {name: kwargs.pop(name) for name in _FORWARD_NAMES if name in kwargs}
-        settings = {name: kwargs.pop(name) for name in GeneratorSettings.names() if name in kwargs}
-        if settings:
-            forward["settings"] = settings
-        if "progress" in kwargs:
-            forward["progress"] = kwargs.pop("progress")
-        postprocess: dict[str, Any] = {
-            name: kwargs.pop(name) for name in ("output_mode", "mask_threshold") if name in kwargs
-        }
+        preprocess, forward = self.take_common(kwargs, timeout)
+        postprocess: dict[str, Any] = {name: kwargs.pop(name) for name in _POSTPROCESS_NAMES if name in kwargs}
         if "output_mode" in postprocess:
             check_output_mode(postprocess["output_mode"])
-        known = [*self.prompt_names, *_FORWARD_NAMES, *GeneratorSettings.names(), "output_mode", "mask_threshold"]
-        refuse_unknown(kwargs, known, type(self).__name__)
+        self.refuse_others(kwargs, _POSTPROCESS_NAMES, type(self).__name__)
         return preprocess, forward, postprocess
 
     def _forward(

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from ..everything import GeneratorSettings, MaskProposals
+from ..everything import MaskProposals
 from ..masks import mask_to_box, upscale_masks
 from ..prompts import scale_points
 from .base import as_list
-from .regions import RegionPipeline, Request, refuse_unknown
+from .regions import RegionPipeline, Request
 
-_FORWARD_NAMES = ("task", "multimask_output", "prompts_per_batch", "return_masks")
 _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | set(
     inspect.signature(GenerationMixin.generate).parameters
 ) - {"self", "inputs", "kwargs"}
@@ -52,6 +51,8 @@ class RegionCaptioningPipeline(RegionPipeline):
     only those that pass its filters are captioned, from the point that produced them (Huang et al., CVPR 2024, section
     on the demo). Without a model, `pipeline("region-captioning")` loads the small one that comes with the package.
     """
+
+    forward_names = ("task", "multimask_output", "prompts_per_batch", "return_masks")
 
     _pipeline_calls_generate = True
 
@@ -110,19 +111,9 @@ class RegionCaptioningPipeline(RegionPipeline):
     def _sanitize_parameters(
         self, timeout: float | None = None, generate_kwargs: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        kwargs.pop("local_files_only", None)  # `pipeline()` passes its own argument on
-        preprocess = {name: kwargs.pop(name) for name in self.prompt_names if name in kwargs}
-        if timeout is not None:
-            preprocess["timeout"] = timeout
-        forward = {name: kwargs.pop(name) for name in _FORWARD_NAMES if name in kwargs}
-        settings = {name: kwargs.pop(name) for name in GeneratorSettings.names() if name in kwargs}
-        if settings:
-            forward["settings"] = settings
-        if "progress" in kwargs:
-            forward["progress"] = kwargs.pop("progress")
+        preprocess, forward = self.take_common(kwargs, timeout)
         generate = {**kwargs, **(generate_kwargs or {})}
-        known = [*self.prompt_names, *_FORWARD_NAMES, *GeneratorSettings.names(), *_GENERATE_NAMES]
-        refuse_unknown(generate, known, f"{type(self).__name__} nor of generate()")
+        self.refuse_others(generate, _GENERATE_NAMES, f"{type(self).__name__} nor of generate()")
         if generate:
             forward["generate_kwargs"] = generate
         return preprocess, forward, {}

@@ -57,7 +57,44 @@ class Request:
 
 
 class RegionPipeline(PromptedImagePipeline):
-    """Base of pipelines whose prompts name regions; without a prompt they look for everything."""
+    """Base of pipelines whose prompts name regions; without a prompt they look for everything.
+
+    Attributes:
+        forward_names: arguments of `_forward` that a call may name, besides those that all these pipelines have.
+    """
+
+    forward_names: tuple[str, ...] = ()
+
+    def take_common(self, kwargs: dict[str, Any], timeout: float | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Takes what every such pipeline knows out of the arguments of a call: for `preprocess`, and for `_forward`."""
+        kwargs.pop("local_files_only", None)  # `pipeline()` passes its own argument on
+        preprocess = {name: kwargs.pop(name) for name in self.prompt_names if name in kwargs}
+        if timeout is not None:
+            preprocess["timeout"] = timeout
+        forward = {name: kwargs.pop(name) for name in self.forward_names if name in kwargs}
+        settings = {name: kwargs.pop(name) for name in GeneratorSettings.names() if name in kwargs}
+        if settings:
+            forward["settings"] = settings
+        if "progress" in kwargs:
+            forward["progress"] = kwargs.pop("progress")
+        return preprocess, forward
+
+    def refuse_others(self, names: Iterable[str], more_names: Iterable[str], owner: str) -> None:
+        """
+        Args:
+            names: of the arguments that are left.
+            more_names: those that this pipeline knows besides the common ones.
+            owner: whose arguments they would be.
+
+        Raises:
+            TypeError: an argument that is not among the known ones, with the nearest of them.
+        """
+        known = [*self.prompt_names, *self.forward_names, *GeneratorSettings.names(), *more_names]
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f": did you mean `{close[0]}`?" if close else "."
+                raise TypeError(f"`{name}` is no argument of {owner}{hint}")
 
     def read(
         self, item: Any, timeout: float | None = None, keep_image: bool = False, **call_prompts: Any
@@ -149,17 +186,4 @@ class RegionPipeline(PromptedImagePipeline):
         )
 
 
-def refuse_unknown(names: Iterable[str], known: Iterable[str], owner: str) -> None:
-    """
-    Raises:
-        TypeError: an argument that is not among the known ones, with the nearest of them.
-    """
-    known = list(known)
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean `{close[0]}`?" if close else "."
-            raise TypeError(f"`{name}` is no argument of {owner}{hint}")
-
-
-__all__ = ["RegionPipeline", "Request", "refuse_unknown"]
+__all__ = ["RegionPipeline", "Request"]

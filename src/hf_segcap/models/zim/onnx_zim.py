@@ -340,7 +340,7 @@ class ZimOnnxForMatting(nn.Module):
         if prompts_per_batch is not None and prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch must be at least 1, got {prompts_per_batch}.")
         if pixel_values is not None:
-            image_embeddings, detail_features = self.encode(pixel_values)[0], self.encode(pixel_values)[1:]
+            image_embeddings, *detail_features = self.encode(pixel_values)
         assert image_embeddings is not None and detail_features is not None
         if len(detail_features) != len(self.feature_names):
             raise ValueError(f"Expected {len(self.feature_names)} detail_features, got {len(detail_features)}.")
