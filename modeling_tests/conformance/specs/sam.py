@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import torch
-from transformers import PreTrainedModel
 
 from hf_segcap import SamForPromptableSegmentation, SamPromptableConfig, SamPromptableProcessor
 from modeling_tests.tiny import (
@@ -21,8 +19,8 @@ from modeling_tests.tiny import (
     tiny_tokenizer,
 )
 
-from ..overlay import common_tests
 from ..spec_types import ModelSpec, PipelineSpec, ProcessorSpec
+from .shared import recorded, reloads_behind_the_refusal, retains_gradients
 
 OBJECTS, TEXT_LENGTH = 2, 5
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -56,24 +54,18 @@ def labels(config: SamPromptableConfig, inputs: dict[str, torch.Tensor], model_c
 # ---- replacements of common tests that look for flat `hidden_states` and `attentions`; ours are named by part --------
 
 
-def _recorded(self, **flags: bool):
-    config, batch = self.model_tester.prepare_config_and_inputs_for_common()
-    model = SamForPromptableSegmentation._from_config(config, attn_implementation="eager").eval()
-    return config, model(**batch, **flags)
-
-
 def _shapes(tensors: tuple[torch.Tensor, ...]) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in tensors]
 
 
 def _test_hidden_states_output(self):
-    config, out = _recorded(self, output_hidden_states=True)
+    config, out = recorded(self, SamForPromptableSegmentation, output_hidden_states=True)
     vision = (self.model_tester.batch_size, GRID, GRID, config.vision_config.hidden_size)
     self.assertEqual(_shapes(out.vision_hidden_states), [vision] * (config.vision_config.num_hidden_layers + 1))
 
 
 def _test_attention_outputs(self):
-    config, out = _recorded(self, output_attentions=True)
+    config, out = recorded(self, SamForPromptableSegmentation, output_attentions=True)
     self.assertEqual(len(out.vision_attentions), config.vision_config.num_hidden_layers)
     # the second vision layer is global: one window that holds the whole grid
     heads = self.model_tester.batch_size * config.vision_config.num_attention_heads
@@ -89,19 +81,6 @@ def _test_attention_outputs(self):
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
 
 
-def _test_retain_grad(self):
-    _, out = _recorded(self, output_hidden_states=True, output_attentions=True)
-    recorded = {
-        "vision_hidden_states": out.vision_hidden_states[0],
-        "vision_attentions": out.vision_attentions[0],
-        "mask_decoder_attentions": out.mask_decoder_attentions[0],
-    }
-    for tensor in recorded.values():
-        tensor.retain_grad()
-    out.pred_masks.sum().backward()
-    self.assertEqual([name for name, tensor in recorded.items() if tensor.grad is None], [])
-
-
 def _test_every_parameter_has_a_gradient(self):
     """Replaces the check of the gradient-checkpointing tests: no single call uses all parts of the model."""
     config, batch = self.model_tester.prepare_config_and_inputs_for_common()
@@ -114,14 +93,6 @@ def _test_every_parameter_has_a_gradient(self):
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     self.assertEqual([name for name in without if not name.startswith("text_model.")], [])
     self.assertEqual(any("text_model" in name for name in without), config.text_config is not None)
-
-
-def _test_reload_no_missing_tied_weights(self):
-    # The class refuses checkpoints without weights, with which this test works: judged is the loading behind the refusal.
-    accept_all = classmethod(PreTrainedModel.from_pretrained.__func__)
-    shipped = common_tests("test_modeling_common").ModelTesterMixin.test_model_weights_reload_no_missing_tied_weights
-    with mock.patch.object(SamForPromptableSegmentation, "from_pretrained", accept_all):
-        shipped(self)
 
 
 def _model(name: str, text: bool) -> ModelSpec:
@@ -145,8 +116,16 @@ def _model(name: str, text: bool) -> ModelSpec:
             "test_every_parameter_has_a_gradient": _test_every_parameter_has_a_gradient,
             "test_attention_outputs": _test_attention_outputs,
             "test_hidden_states_output": _test_hidden_states_output,
-            "test_retain_grad_hidden_states_attentions": _test_retain_grad,
-            "test_model_weights_reload_no_missing_tied_weights": _test_reload_no_missing_tied_weights,
+            "test_retain_grad_hidden_states_attentions": retains_gradients(
+                SamForPromptableSegmentation,
+                "pred_masks",
+                "vision_hidden_states",
+                "vision_attentions",
+                "mask_decoder_attentions",
+            ),
+            "test_model_weights_reload_no_missing_tied_weights": reloads_behind_the_refusal(
+                SamForPromptableSegmentation
+            ),
         },
         skip={"test_model_base_model_prefix": "image encoder and mask decoder are siblings: no base model"},
     )

@@ -6,10 +6,7 @@ The image processor is transformers' own (`SamImageProcessor`): judged is its us
 
 from __future__ import annotations
 
-from unittest import mock
-
 import torch
-from transformers import PreTrainedModel
 
 from hf_segcap import SamCaptionConfig, SamCaptionForRegionCaptioning, SamCaptionProcessor
 from modeling_tests.tiny import (
@@ -26,8 +23,8 @@ from modeling_tests.tiny import (
     tiny_tokenizer,
 )
 
-from ..overlay import common_tests
 from ..spec_types import ImageProcessorSpec, ModelSpec, PipelineSpec, ProcessorSpec
+from .shared import recorded, reloads_behind_the_refusal, retains_gradients
 
 PROMPTS, CAPTION_LENGTH = 2, 5
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -60,12 +57,6 @@ def labels(config: SamCaptionConfig, inputs: dict[str, torch.Tensor], model_clas
 # ---- replacements of common tests that look for flat `hidden_states` and `attentions`; ours are named by part --------
 
 
-def _recorded(self, **flags: bool):
-    config, batch = self.model_tester.prepare_config_and_inputs_for_common()
-    model = SamCaptionForRegionCaptioning._from_config(config, attn_implementation="eager").eval()
-    return config, model(**batch, **flags)
-
-
 def _shapes(tensors: tuple[torch.Tensor, ...]) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in tensors]
 
@@ -75,7 +66,7 @@ def _prefix_length(config: SamCaptionConfig) -> int:
 
 
 def _test_hidden_states_output(self):
-    config, out = _recorded(self, output_hidden_states=True)
+    config, out = recorded(self, SamCaptionForRegionCaptioning, output_hidden_states=True)
     rows, length = self.model_tester.batch_size * PROMPTS, _prefix_length(config) + CAPTION_LENGTH
     vision = (self.model_tester.batch_size, GRID, GRID, config.vision_config.hidden_size)
     self.assertEqual(_shapes(out.vision_hidden_states), [vision] * (config.vision_config.num_hidden_layers + 1))
@@ -84,7 +75,7 @@ def _test_hidden_states_output(self):
 
 
 def _test_attention_outputs(self):
-    config, out = _recorded(self, output_attentions=True)
+    config, out = recorded(self, SamCaptionForRegionCaptioning, output_attentions=True)
     rows, length = self.model_tester.batch_size * PROMPTS, _prefix_length(config) + CAPTION_LENGTH
     self.assertEqual(len(out.vision_attentions), config.vision_config.num_hidden_layers)
     # the second vision layer is global: one window that holds the whole grid
@@ -101,21 +92,6 @@ def _test_attention_outputs(self):
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
 
 
-def _test_retain_grad(self):
-    _, out = _recorded(self, output_hidden_states=True, output_attentions=True)
-    recorded = {
-        "vision_hidden_states": out.vision_hidden_states[0],
-        "vision_attentions": out.vision_attentions[0],
-        "mask_decoder_attentions": out.mask_decoder_attentions[0],
-        "language_model_hidden_states": out.language_model_hidden_states[0],
-        "language_model_attentions": out.language_model_attentions[0],
-    }
-    for tensor in recorded.values():
-        tensor.retain_grad()
-    out.logits.sum().backward()
-    self.assertEqual([name for name, tensor in recorded.items() if tensor.grad is None], [])
-
-
 def _test_every_parameter_has_a_gradient(self):
     """Replaces the check of the gradient-checkpointing tests: no single call uses all parts of the model."""
     config, batch = self.model_tester.prepare_config_and_inputs_for_common()
@@ -128,14 +104,6 @@ def _test_every_parameter_has_a_gradient(self):
         del batch[name]
     model(**batch, input_masks=torch.randn_like(targets), multimask_output=False).loss.backward()
     self.assertEqual([name for name, parameter in model.named_parameters() if parameter.grad is None], [])
-
-
-def _test_reload_no_missing_tied_weights(self):
-    # The class refuses checkpoints without weights, with which this test works: judged is the loading behind the refusal.
-    accept_all = classmethod(PreTrainedModel.from_pretrained.__func__)
-    shipped = common_tests("test_modeling_common").ModelTesterMixin.test_model_weights_reload_no_missing_tied_weights
-    with mock.patch.object(SamCaptionForRegionCaptioning, "from_pretrained", accept_all):
-        shipped(self)
 
 
 def _model(name: str, text: str) -> ModelSpec:
@@ -158,8 +126,18 @@ def _model(name: str, text: str) -> ModelSpec:
             "test_every_parameter_has_a_gradient": _test_every_parameter_has_a_gradient,
             "test_attention_outputs": _test_attention_outputs,
             "test_hidden_states_output": _test_hidden_states_output,
-            "test_retain_grad_hidden_states_attentions": _test_retain_grad,
-            "test_model_weights_reload_no_missing_tied_weights": _test_reload_no_missing_tied_weights,
+            "test_retain_grad_hidden_states_attentions": retains_gradients(
+                SamCaptionForRegionCaptioning,
+                "logits",
+                "vision_hidden_states",
+                "vision_attentions",
+                "mask_decoder_attentions",
+                "language_model_hidden_states",
+                "language_model_attentions",
+            ),
+            "test_model_weights_reload_no_missing_tied_weights": reloads_behind_the_refusal(
+                SamCaptionForRegionCaptioning
+            ),
         },
         skip={
             "test_model_base_model_prefix": "image encoder, mask decoder and language model are siblings: no base model"

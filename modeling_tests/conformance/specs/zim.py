@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import torch
-from transformers import PreTrainedModel
 
 from hf_segcap import ZimConfig, ZimForMatting, ZimModel, ZimProcessor
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_image_processor, tiny_zim, tiny_zim_config
 
-from ..overlay import common_tests
 from ..spec_types import ModelSpec, PipelineSpec, ProcessorSpec
+from .shared import recorded, reloads_behind_the_refusal, retains_gradients
 
 OBJECTS, GRID = 2, 4
 
@@ -41,21 +39,15 @@ def labels(config: ZimConfig, inputs: dict[str, torch.Tensor], model_class: type
 # ---- replacements of common tests that look for flat `hidden_states` and `attentions`; ours are named by part --------
 
 
-def _recorded(self, **flags: bool):
-    config, batch = self.model_tester.prepare_config_and_inputs_for_common()
-    model = ZimForMatting._from_config(config, attn_implementation="eager").eval()
-    return config, model(**batch, **flags)
-
-
 def _test_hidden_states_output(self):
-    config, out = _recorded(self, output_hidden_states=True)
+    config, out = recorded(self, ZimForMatting, output_hidden_states=True)
     shapes = [tuple(tensor.shape) for tensor in out.vision_hidden_states]
     expected = (self.model_tester.batch_size, GRID, GRID, config.vision_config.hidden_size)
     self.assertEqual(shapes, [expected] * (config.vision_config.num_hidden_layers + 1))
 
 
 def _test_attention_outputs(self):
-    config, out = _recorded(self, output_attentions=True)
+    config, out = recorded(self, ZimForMatting, output_attentions=True)
     self.assertEqual(len(out.vision_attentions), config.vision_config.num_hidden_layers)
     # the second vision layer is global: one window that holds the whole grid
     heads = self.model_tester.batch_size * config.vision_config.num_attention_heads
@@ -67,27 +59,6 @@ def _test_attention_outputs(self):
         self.assertEqual(attention.shape[-2:], (10, GRID**2))
     for attention in (*out.vision_attentions, *out.mask_decoder_attentions):
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
-
-
-def _test_retain_grad(self):
-    _, out = _recorded(self, output_hidden_states=True, output_attentions=True)
-    recorded = {
-        "vision_hidden_states": out.vision_hidden_states[0],
-        "vision_attentions": out.vision_attentions[0],
-        "mask_decoder_attentions": out.mask_decoder_attentions[0],
-    }
-    for tensor in recorded.values():
-        tensor.retain_grad()
-    out.alphas.sum().backward()
-    self.assertEqual([name for name, tensor in recorded.items() if tensor.grad is None], [])
-
-
-def _test_reload_no_missing_tied_weights(self):
-    # The class refuses checkpoints without weights, with which this test works: judged is the loading behind the refusal.
-    accept_all = classmethod(PreTrainedModel.from_pretrained.__func__)
-    shipped = common_tests("test_modeling_common").ModelTesterMixin.test_model_weights_reload_no_missing_tied_weights
-    with mock.patch.object(ZimModel, "from_pretrained", accept_all):
-        shipped(self)
 
 
 MODELS = [
@@ -110,8 +81,10 @@ MODELS = [
         override={
             "test_attention_outputs": _test_attention_outputs,
             "test_hidden_states_output": _test_hidden_states_output,
-            "test_retain_grad_hidden_states_attentions": _test_retain_grad,
-            "test_model_weights_reload_no_missing_tied_weights": _test_reload_no_missing_tied_weights,
+            "test_retain_grad_hidden_states_attentions": retains_gradients(
+                ZimForMatting, "alphas", "vision_hidden_states", "vision_attentions", "mask_decoder_attentions"
+            ),
+            "test_model_weights_reload_no_missing_tied_weights": reloads_behind_the_refusal(ZimModel),
         },
         skip={"test_model_base_model_prefix": "ZimForMatting is a ZimModel with a loss: no base model inside"},
     )

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-from unittest import mock
-
 import torch
-from transformers import PreTrainedModel
 
 from hf_segcap import ZimLabelConverter, ZimLabelConverterConfig, ZimLabelConverterProcessor
 from modeling_tests.tiny import IMAGE_SIZE, tiny_image_processor, tiny_label_converter_config
 
-from ..overlay import common_tests
 from ..spec_types import ModelSpec, ProcessorSpec
+from .shared import recorded, reloads_behind_the_refusal
 
 MASKS = 2
 
@@ -37,14 +34,8 @@ def labels(
 # ---- replacements of common tests that count layers: Hiera has one attention map and one hidden state per stage ------
 
 
-def _recorded(self, **flags: bool):
-    config, batch = self.model_tester.prepare_config_and_inputs_for_common()
-    model = ZimLabelConverter._from_config(config, attn_implementation="eager").eval()
-    return config, model(**batch, **flags)
-
-
 def _test_hidden_states_output(self):
-    config, out = _recorded(self, output_hidden_states=True)
+    config, out = recorded(self, ZimLabelConverter, output_hidden_states=True)
     width, rows, tokens = (
         config.backbone_config.embed_dim,
         self.model_tester.batch_size * MASKS,
@@ -55,7 +46,7 @@ def _test_hidden_states_output(self):
 
 
 def _test_attention_outputs(self):
-    config, out = _recorded(self, output_attentions=True)
+    config, out = recorded(self, ZimLabelConverter, output_attentions=True)
     self.assertEqual(len(out.attentions), len(config.backbone_config.depths))
     for attention, heads in zip(out.attentions, config.backbone_config.num_heads):
         self.assertEqual(attention.shape[:2], (self.model_tester.batch_size * MASKS, heads))
@@ -64,18 +55,10 @@ def _test_attention_outputs(self):
 
 def _test_retain_grad(self):
     # the attention weights that are returned are a rearrangement of those that are used
-    _, out = _recorded(self, output_hidden_states=True)
+    _, out = recorded(self, ZimLabelConverter, output_hidden_states=True)
     out.hidden_states[0].retain_grad()
     sum(side.sum() for side in out.side_alphas).backward()
     self.assertGreater(out.hidden_states[0].grad.abs().max().item(), 0)
-
-
-def _test_reload_no_missing_tied_weights(self):
-    # The class refuses checkpoints without weights, with which this test works: judged is the loading behind the refusal.
-    accept_all = classmethod(PreTrainedModel.from_pretrained.__func__)
-    shipped = common_tests("test_modeling_common").ModelTesterMixin.test_model_weights_reload_no_missing_tied_weights
-    with mock.patch.object(ZimLabelConverter, "from_pretrained", accept_all):
-        shipped(self)
 
 
 MODELS = [
@@ -94,7 +77,7 @@ MODELS = [
             "test_attention_outputs": _test_attention_outputs,
             "test_hidden_states_output": _test_hidden_states_output,
             "test_retain_grad_hidden_states_attentions": _test_retain_grad,
-            "test_model_weights_reload_no_missing_tied_weights": _test_reload_no_missing_tied_weights,
+            "test_model_weights_reload_no_missing_tied_weights": reloads_behind_the_refusal(ZimLabelConverter),
         },
     )
 ]
