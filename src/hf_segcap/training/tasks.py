@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, SamModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, PreTrainedModel, SamModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..assets import bundled_model
@@ -27,12 +27,15 @@ from .recipe import (
     LabelCollatorSection,
     MaskCollatorSection,
     MatteCollatorSection,
+    ModelSection,
     Recipe,
 )
 from .tokenizer import train_tokenizer
 from .trainer import caption_metrics
 
 if TYPE_CHECKING:
+    import torch
+
     from .features import FeatureCache
 
 
@@ -55,9 +58,10 @@ class Task(Protocol):
 
     def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
         """`compute_metrics` of the evaluation; `None`: the loss only."""
+        return None
 
 
-class RegionCaptioning:
+class RegionCaptioning(Task):
     """SCA."""
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
@@ -116,7 +120,7 @@ class RegionCaptioning:
         return caption_metrics(processor) if recipe.evaluation.generate else None
 
 
-class PromptableSegmentation:
+class PromptableSegmentation(Task):
     """SAM."""
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
@@ -127,9 +131,7 @@ class PromptableSegmentation:
         section, dtype = recipe.model, DTYPES[recipe.model.dtype]
         tokenizer = None
         if section.from_pretrained:
-            config = SamPromptableConfig.from_pretrained(section.from_pretrained)
-            _change(config, section.config or {}, "model: config")
-            model = SamForPromptableSegmentation.from_pretrained(section.from_pretrained, config=config, dtype=dtype)
+            model = _load_changed(SamForPromptableSegmentation, section, dtype)
             if model.config.text_config is not None:
                 tokenizer = AutoTokenizer.from_pretrained(section.from_pretrained)
         else:
@@ -163,11 +165,8 @@ class PromptableSegmentation:
             seed=recipe.seed,
         )
 
-    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
-        return None
 
-
-class ImageMatting:
+class ImageMatting(Task):
     """ZIM."""
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
@@ -178,9 +177,7 @@ class ImageMatting:
 
         section, dtype = recipe.model, DTYPES[recipe.model.dtype]
         if section.from_pretrained:
-            config = ZimConfig.from_pretrained(section.from_pretrained)
-            _change(config, section.config or {}, "model: config")
-            model = ZimForMatting.from_pretrained(section.from_pretrained, config=config, dtype=dtype)
+            model = _load_changed(ZimForMatting, section, dtype)
         elif section.from_sam:
             own = {f.name for f in dataclasses.fields(ZimConfig)} - set(ZimConfig.sub_configs_defaults)
             unknown = sorted(set(section.config or {}) - own)
@@ -208,11 +205,8 @@ class ImageMatting:
             processor, **dataclasses.asdict(section), augmentation=_jitter(recipe, processor), seed=recipe.seed
         )
 
-    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
-        return None
 
-
-class MatteConversion:
+class MatteConversion(Task):
     """ZIM's label converter."""
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
@@ -223,9 +217,7 @@ class MatteConversion:
         section, dtype = recipe.model, DTYPES[recipe.model.dtype]
         changes = section.config or {}
         if section.from_pretrained:
-            config = ZimLabelConverterConfig.from_pretrained(section.from_pretrained)
-            _change(config, changes, "model: config")
-            model = ZimLabelConverter.from_pretrained(section.from_pretrained, config=config, dtype=dtype)
+            model = _load_changed(ZimLabelConverter, section, dtype)
         elif section.from_hiera:
             model = ZimLabelConverter.from_hiera(section.from_hiera, **changes).to(dtype)
         else:
@@ -246,9 +238,6 @@ class MatteConversion:
         return LabelCollator(
             processor, **dataclasses.asdict(section), augmentation=_jitter(recipe, processor), seed=recipe.seed
         )
-
-    def metrics(self, recipe: Recipe, processor: Any) -> Callable | None:
-        return None
 
 
 TASKS: dict[str, Task] = {
@@ -283,6 +272,14 @@ def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
     if section.centre:
         embedder.measure_centre(train_rows)
     return embedder
+
+
+def _load_changed(model_class: type[PreTrainedModel], section: ModelSection, dtype: torch.dtype) -> Any:
+    """The model `section.from_pretrained` with the fields of `section.config` changed."""
+    name = str(section.from_pretrained)
+    config = model_class.config_class.from_pretrained(name)
+    _change(config, section.config or {}, "model: config")
+    return model_class.from_pretrained(name, config=config, dtype=dtype)
 
 
 def _change(config: Any, changes: Mapping[str, Any], where: str) -> None:
