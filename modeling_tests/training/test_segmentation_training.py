@@ -230,6 +230,11 @@ def test_a_recipe_from_scratch_and_one_that_continues(recipe, tmp_path):
     with pytest.raises(ValueError, match="has no field 'rounds'"):
         build_model(load_recipe(recipe, ["model.config.rounds=2"]), None)
 
+    moved, processor = build_model(load_recipe(recipe, ["model.config.vision_config.patch_size=4"]), None)
+    assert moved.vision_encoder.patch_embed.projection.weight.shape[-1] == 4
+    assert moved.config.vision_config.drop_path_rate == 0.3
+    assert processor.image_processor.mask_size["longest_edge"] == moved.config.vision_config.image_size
+
 
 def test_lora_on_the_encoder(recipe, tmp_path):
     pytest.importorskip("peft")

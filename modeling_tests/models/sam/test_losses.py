@@ -54,6 +54,22 @@ def test_terms_equal_the_formulas(single):
         )
 
 
+@pytest.mark.parametrize("single", [None, [True, False, False, True, False]])
+def test_all_competing_scores_learn_on_request(single):
+    logits, scores, targets = case()
+    scores.requires_grad_()
+    flags = None if single is None else torch.tensor(single)
+    loss = mask_loss(logits, scores, targets, flags, all_iou=True)
+    loss.iou.sum().backward()
+    for row in range(ROWS):
+        competing = range(4) if single is None else ([0] if single[row] else range(1, 4))
+        errors = [slow_terms(logits[row, m], scores[row, m].detach(), targets[row])[2] for m in competing]
+        assert loss.iou[row].item() == pytest.approx(np.mean(errors), rel=1e-6)
+        assert (scores.grad[row] != 0).nonzero()[:, 0].tolist() == list(competing)
+    others = mask_loss(logits, scores, targets, flags)
+    assert torch.equal(loss.best, others.best) and torch.equal(loss.focal, others.focal)
+
+
 def test_gradients_equal_finite_differences():
     logits, scores, targets = case()
     logits, scores = logits[:2].requires_grad_(), scores[:2].requires_grad_()

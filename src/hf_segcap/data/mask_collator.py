@@ -54,6 +54,8 @@ class MaskCollator(RowCollator):
     Args:
         processor: a processor called with `images`, such as `SamPromptableProcessor`.
         max_masks: masks kept per training image (SAM: 64 per GPU, with one image each); `None` keeps all.
+        prompts_per_mask: how often a training mask is asked for, each time with a prompt of its own. The image encoder, most
+            of the work, runs once for all of them.
         augmentation: a [`LargeScaleJitter`] for training, or `None`.
         train: training or evaluation rules, see above.
         label_size: side of the labels; `None`: that of the model frame. The loss is computed at this resolution; four
@@ -80,6 +82,7 @@ class MaskCollator(RowCollator):
         self,
         processor: Any,
         max_masks: int | None = 64,
+        prompts_per_mask: int = 1,
         augmentation: LargeScaleJitter | None = None,
         train: bool = True,
         label_size: int | None = None,
@@ -91,7 +94,9 @@ class MaskCollator(RowCollator):
         seed: int = 42,
     ) -> None:
         super().__init__(processor, augmentation, train, seed)
-        check_selection(max_area, max_masks=max_masks, label_size=label_size, min_area=min_area)
+        check_selection(
+            max_area, max_masks=max_masks, prompts_per_mask=prompts_per_mask, label_size=label_size, min_area=min_area
+        )
         if box_noise not in BOX_NOISES:
             raise ValueError(f"box_noise must be one of {BOX_NOISES}, got {box_noise!r}")
         self.prompt_kinds = None if prompt_kinds is None else check_prompt_kinds(prompt_kinds, PROMPT_KINDS)
@@ -103,6 +108,7 @@ class MaskCollator(RowCollator):
         if self.prompt_kinds is None and text_embedder is not None:
             raise ValueError('a text_embedder needs prompt_kinds with "text"')
         self.max_masks = max_masks
+        self.prompts_per_mask = prompts_per_mask
         self.label_size = label_size
         self.max_area = max_area
         self.min_area = min_area
@@ -150,6 +156,8 @@ class MaskCollator(RowCollator):
             if self.min_area <= shown.sum() and max(mask.mean(), shown.mean()) <= self.max_area:
                 masks.append(shown)
                 source_masks.append(mask)
+        if self.train:
+            masks, source_masks = masks * self.prompts_per_mask, source_masks * self.prompts_per_mask
         kinds = np.array([""] * len(masks))
         if self.prompt_kinds is not None:
             kinds = rng.choice(list(self.prompt_kinds), size=len(masks), p=list(self.prompt_kinds.values()))

@@ -98,6 +98,7 @@ class MaskCollatorSection:
     """Of promptable-segmentation: arguments of `MaskCollator`."""
 
     max_masks: int | None = 64
+    prompts_per_mask: int = 1
     label_size: int | None = None
     max_area: float | int = 0.9
     min_area: int = 1

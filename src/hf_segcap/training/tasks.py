@@ -20,6 +20,7 @@ from ..data.mask_crops import MaskCropEmbedder
 from ..data.matte_collator import MatteCollator
 from ..data.row_collator import RowCollator
 from ..data.sources import iter_texts
+from ..models.sam.frame import change_frame, set_frame
 from ..models.sam.prompt_processing import sam_image_processor
 from .recipe import (
     DTYPES,
@@ -65,7 +66,6 @@ class RegionCaptioning(Task):
     """SCA."""
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
-        from ..models.sam.prompt_processing import sam_image_processor
         from ..models.sam_caption.configuration_sam_caption import SamCaptionConfig
         from ..models.sam_caption.modeling_sam_caption import SamCaptionForRegionCaptioning
         from ..models.sam_caption.processing_sam_caption import SamCaptionProcessor
@@ -179,14 +179,19 @@ class ImageMatting(Task):
         if section.from_pretrained:
             model = _load_changed(ZimForMatting, section, dtype)
         elif section.from_sam:
+            fields = dict(section.config or {})
+            frame = fields.pop("vision_config", {})
             own = {f.name for f in dataclasses.fields(ZimConfig)} - set(ZimConfig.sub_configs_defaults)
-            unknown = sorted(set(section.config or {}) - own)
+            unknown = sorted(set(fields) - own) + sorted(set(frame) - {"image_size", "patch_size"})
             if unknown:
-                raise ValueError(f"model: config: with from_sam expected fields of ZIM alone, got {unknown}")
+                raise ValueError(
+                    "model: config: with from_sam expected fields of ZIM alone, and image_size and patch_size in "
+                    f"vision_config, got {unknown}"
+                )
             bundled = section.from_sam == "bundled"
             folder = bundled_model("promptable-segmentation") if bundled else section.from_sam
             sam = SamForPromptableSegmentation.from_pretrained(folder, dtype=dtype)
-            model = ZimForMatting.from_sam(sam, **(section.config or {}))
+            model = ZimForMatting.from_sam(change_frame(sam, **frame), **fields)
         else:
             model = ZimForMatting(ZimConfig(**(section.config or {}))).to(dtype)
         vision = model.config.vision_config
@@ -275,11 +280,17 @@ def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
 
 
 def _load_changed(model_class: type[PreTrainedModel], section: ModelSection, dtype: torch.dtype) -> Any:
-    """The model `section.from_pretrained` with the fields of `section.config` changed."""
+    """The model `section.from_pretrained` with the fields of `section.config` changed; weights are fitted to another model
+    frame or patch size."""
     name = str(section.from_pretrained)
     config = model_class.config_class.from_pretrained(name)
+    vision = getattr(config, "vision_config", None)
+    before = None if vision is None else (vision.image_size, vision.patch_size)
     _change(config, section.config or {}, "model: config")
-    return model_class.from_pretrained(name, config=config, dtype=dtype)
+    if vision is None or before == (after := (vision.image_size, vision.patch_size)):
+        return model_class.from_pretrained(name, config=config, dtype=dtype)
+    set_frame(config, *before)  # type: ignore[misc]
+    return change_frame(model_class.from_pretrained(name, config=config, dtype=dtype), *after)
 
 
 def _change(config: Any, changes: Mapping[str, Any], where: str) -> None:

@@ -103,6 +103,9 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
             False from `add_text_prompts` until the first training step with text: text prompts warn.
         interactive_rounds (`int`, *optional*, defaults to 1):
             Prompting rounds of a training step (SAM, appendix A: 11).
+        supervise_all_iou (`bool`, *optional*, defaults to `False`):
+            Train the predicted IoU of all masks of a round that compete (as SAM 2 does), not only that of the trained mask
+            (as SAM). The ranking of the three masks gets better.
         box_noise (`str`, *optional*, defaults to `"normal"`):
             Noise of the boxes that training draws: `"normal"` (SAM), `"uniform"` (as SAM 2) or `"none"`.
         detach_fed_back_masks (`bool`, *optional*, defaults to `True`):
@@ -141,6 +144,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
     text_centred: bool = False
     text_trained: bool = True
     interactive_rounds: int = 1
+    supervise_all_iou: bool = False
     box_noise: Literal["normal", "uniform", "none"] = "normal"
     detach_fed_back_masks: bool = True
     everything: dict | None = None

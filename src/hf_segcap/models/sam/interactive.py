@@ -54,6 +54,7 @@ def interactive_loss(
     *,
     image_size: int,
     num_rounds: int = 11,
+    all_iou: bool = False,
     box_noise: str = "normal",
     detach_fed_back_masks: bool = True,
     generator: torch.Generator | None = None,
@@ -71,6 +72,7 @@ def interactive_loss(
         targets: (R, h, w) in {0, 1}, padded model frame at any resolution: that of the losses and of the points.
         image_size: side of the model frame, pixels.
         num_rounds: see [`round_schedule`].
+        all_iou: see [`mask_loss`].
         box_noise: of boxes drawn here, see [`add_box_noise`].
         detach_fed_back_masks: no gradients through the masks that become prompts.
         generator: of all draws, on the device of `targets`.
@@ -86,7 +88,7 @@ def interactive_loss(
         rows = first_prompts(rows, wanted, image_size, box_noise, generator)
     single: Tensor | None = ~one_prompt(rows)
     masks = decode(rows)
-    losses, chosen = [_round_loss(masks, wanted, single)], _chosen_token(masks, single)
+    losses, chosen = [_round_loss(masks, wanted, single, all_iou)], _chosen_token(masks, single)
     for with_point in schedule:
         previous = masks.pred_masks[torch.arange(len(rows), device=chosen.device), chosen]
         if with_point:
@@ -94,7 +96,7 @@ def interactive_loss(
             rows = _add_points(rows, *next_points(wanted, predicted, image_size, generator))
         rows = replace(rows, masks=previous.detach() if detach_fed_back_masks else previous, has_mask=None)
         masks, single = decode(rows), None
-        losses.append(_round_loss(masks, wanted, single))
+        losses.append(_round_loss(masks, wanted, single, all_iou))
         chosen = _chosen_token(masks, single)
     # a batch of padding alone trains nothing, but every parameter takes part
     scale = 0.0 if rows.empty else 1.0
@@ -266,11 +268,11 @@ def add_box_noise(
     return torch.cat([moved[:, :2].minimum(moved[:, 2:]), moved[:, :2].maximum(moved[:, 2:])], dim=1)
 
 
-def _round_loss(masks: RowMasks, targets: Tensor, single: Tensor | None) -> MaskLoss:
+def _round_loss(masks: RowMasks, targets: Tensor, single: Tensor | None, all_iou: bool) -> MaskLoss:
     """Loss (R,) of one round; `single` None: all rows are trained on token 0."""
     if single is None:
         return mask_loss(masks.pred_masks[:, :1], masks.iou_scores[:, :1], targets)
-    return mask_loss(masks.pred_masks, masks.iou_scores, targets, single)
+    return mask_loss(masks.pred_masks, masks.iou_scores, targets, single, all_iou)
 
 
 def _chosen_token(masks: RowMasks, single: Tensor | None) -> Tensor:

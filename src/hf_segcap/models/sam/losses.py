@@ -51,7 +51,9 @@ def resize_logits(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return nn.functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
-def mask_loss(pred_masks: Tensor, iou_scores: Tensor, targets: Tensor, single: Tensor | None = None) -> MaskLoss:
+def mask_loss(
+    pred_masks: Tensor, iou_scores: Tensor, targets: Tensor, single: Tensor | None = None, all_iou: bool = False
+) -> MaskLoss:
     """
     Args:
         pred_masks: (R, M, h, w) mask logits.
@@ -59,17 +61,30 @@ def mask_loss(pred_masks: Tensor, iou_scores: Tensor, targets: Tensor, single: T
         targets: (R, h', w') in {0, 1}; logits are enlarged bilinearly to (h', w').
         single: (R,) bool. None: the mask with the lowest 20 focal + dice is trained. Otherwise mask 0 is trained where it
             is True, and the best of masks 1.. where it is False (SAM, section 3, "resolving ambiguity").
+        all_iou: the IoU term is the mean over the masks that compete (SAM 2), not that of the trained mask alone.
 
     Returns:
-        Terms per prompt. Only the trained mask gets gradients, in all three terms.
+        Terms per prompt. Only the trained mask gets gradients; with `all_iou` so do all scores that compete.
     """
     best = _trained_masks(pred_masks.detach(), targets, single)
     row = torch.arange(len(best), device=best.device)
     logits = resize_logits(pred_masks[row, best][:, None], targets.shape[-2:])[:, 0]
-    targets = targets.to(logits.dtype)
-    focal, dice = focal_loss(logits, targets), dice_loss(logits, targets)
-    iou = (iou_scores[row, best].to(logits.dtype) - mask_iou(logits, targets)).square()
+    wanted = targets.to(logits.dtype)
+    focal, dice = focal_loss(logits, wanted), dice_loss(logits, wanted)
+    if all_iou:
+        actual = mask_iou(resize_logits(pred_masks.detach(), targets.shape[-2:]), wanted[:, None])
+        competing = _competing(pred_masks.shape[1], len(best), single).to(best.device)
+        iou = ((iou_scores.to(logits.dtype) - actual).square() * competing).sum(1) / competing.sum(1)
+    else:
+        iou = (iou_scores[row, best].to(logits.dtype) - mask_iou(logits, wanted)).square()
     return MaskLoss(FOCAL_WEIGHT * focal + dice + iou, focal, dice, iou, best)
+
+
+def _competing(masks: int, rows: int, single: Tensor | None) -> Tensor:
+    """(R, M) bool: the masks of which the best is trained."""
+    if single is None:
+        return torch.ones(rows, masks, dtype=torch.bool)
+    return (torch.arange(masks, device=single.device) == 0) == single[:, None]
 
 
 @torch.no_grad()

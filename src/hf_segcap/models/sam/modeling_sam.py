@@ -328,6 +328,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             rows.gather(labels),
             image_size=config.vision_config.image_size,
             num_rounds=config.interactive_rounds,
+            all_iou=config.supervise_all_iou,
             box_noise=config.box_noise,
             detach_fed_back_masks=config.detach_fed_back_masks,
             generator=generator,
