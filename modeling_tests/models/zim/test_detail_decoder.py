@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 
+from hf_segcap.models.zim import detail_decoder
 from hf_segcap.models.zim.detail_decoder import ZimFusionBlock
 
 DETAILS, INPUTS, OUTPUTS = 5, 7, 6
 
 
-def block_of(norm: str = "batch", mode: str = "concat", inputs: int = INPUTS) -> ZimFusionBlock:
+def block_of(norm: str = "batch", mode: str = "concat", inputs: int = INPUTS, factor: int = 2) -> ZimFusionBlock:
     torch.manual_seed(0)
     details = DETAILS if mode == "concat" else inputs
-    block = ZimFusionBlock(details, inputs, OUTPUTS, norm, mode)
+    block = ZimFusionBlock(details, inputs, OUTPUTS, norm, mode, factor)
     with torch.no_grad():
         for tensor in (*block.parameters(), *block.buffers()):
             if tensor.is_floating_point():
@@ -31,7 +32,7 @@ def tensors(rows: int = 3, inputs: int = INPUTS, details: int = DETAILS) -> tupl
 
 def plain(block: ZimFusionBlock, x: torch.Tensor, details: torch.Tensor) -> torch.Tensor:
     """relu(norm(conv([details, up(x)]))), details repeated."""
-    up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    up = F.interpolate(x, scale_factor=block.factor, mode="bilinear", align_corners=False)
     details = details.expand(len(x), -1, -1, -1)
     joined = block.conv(torch.cat([details, up], 1) if block.upsampled_part.start else details + up)
     if hasattr(block, "batch_norm"):
@@ -52,6 +53,26 @@ def test_fusion_equals_the_plain_formulation(norm: str, mode: str, gradients: bo
     with torch.set_grad_enabled(gradients):
         result = block(x, block.project_details(details))
         torch.testing.assert_close(result, plain(block, x, details), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_strips_of_rows_make_the_whole(norm: str, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detail_decoder, "_STRIP_BYTES", 1)  # as few rows as it ever takes
+    block = block_of(norm, factor=factor).eval()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, INPUTS, 9, 6, generator=generator)
+    details = torch.randn(1, DETAILS, 9 * factor, 6 * factor, generator=generator)
+    seen: list[int] = []
+
+    def finish(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(rows.shape[2])
+        return rows[:, :1] + 1
+
+    with torch.no_grad():
+        result = block(x, block.project_details(details), finish)
+        torch.testing.assert_close(result, plain(block, x, details)[:, :1] + 1, atol=2e-5, rtol=1e-5)
+    assert len(seen) > 1 and sum(seen) == 9 * factor
 
 
 @pytest.mark.parametrize("mode", ["concat", "add"])

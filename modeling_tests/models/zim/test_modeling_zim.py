@@ -140,9 +140,9 @@ def test_image_features_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
         detail_decoder.ZimFusionBlock, "project_details", lambda *args: seen.append("image") or project(*args)
     )
 
-    def watched(self, x, details):
+    def watched(self, x, details, finish=None):
         seen.append(len(details))
-        return forward(self, x, details)
+        return forward(self, x, details, finish)
 
     monkeypatch.setattr(detail_decoder.ZimFusionBlock, "forward", watched)
     with torch.no_grad():

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.sam.mask_decoder import compare
 from ..models.zim.detail_decoder import ZimConvBlock
 from ..models.zim.modeling_zim import ZimModel
 from ..models.zim.onnx_zim import DECODER_FILE, EMBEDDINGS, ENCODER_FILE, FEATURE_PREFIX, PROMPT_INPUTS
@@ -82,7 +83,7 @@ class ZimPromptGraph(nn.Module):
             detail = detail.expand(tokens.shape[0], -1, -1, -1)
             joined = torch.cat([detail, upscaled], dim=1) if self.concatenates else detail + upscaled
             upscaled = ZimConvBlock.forward(block, joined)
-        return decoder.compare(mixed, upscaled), decoder.predict_iou(mixed)
+        return compare(decoder.mask_weights(mixed), upscaled), decoder.predict_iou(mixed)
 
 
 def example_inputs(model: ZimModel, prompts: int = 2, points: int = 3) -> dict[str, dict[str, Tensor]]:

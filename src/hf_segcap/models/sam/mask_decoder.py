@@ -104,19 +104,23 @@ class SamRowMaskDecoder(SamMaskDecoder):
     def predict_masks(self, mixed: MixedTokens, selected: slice = slice(None)) -> Tensor:
         """Logits (R, M, 4g, 4g) of the selected masks: a small network per mask token against the upscaled image."""
         image = self.activation(self.upscale_layer_norm(self.upscale_conv1(self.image_map(mixed))))
-        return self.compare(mixed, self.activation(self.upscale_conv2(image)), selected)
+        return compare(self.mask_weights(mixed, selected), self.activation(self.upscale_conv2(image)))
 
     def image_map(self, mixed: MixedTokens) -> Tensor:
         """The image stream as a map (R, C, g, g)."""
         side = int(mixed.stream.shape[1] ** 0.5)
         return mixed.stream.transpose(1, 2).unflatten(2, (side, side))
 
-    def compare(self, mixed: MixedTokens, image: Tensor, selected: slice = slice(None)) -> Tensor:
-        """Products of an upscaled image (R, c, h, w) with the weights that the mask tokens give, (R, M, h, w)."""
+    def mask_weights(self, mixed: MixedTokens, selected: slice = slice(None)) -> Tensor:
+        """The weights (R, M, c) that the selected mask tokens give to the channels of an upscaled image."""
         tokens = self.mask_token_outputs(mixed)
         mlps = list(enumerate(self.output_hypernetworks_mlps))[selected]
-        weights = torch.stack([mlp(tokens[:, i]) for i, mlp in mlps], dim=1)
-        return torch.bmm(weights, image.flatten(2)).unflatten(2, image.shape[-2:])
+        return torch.stack([mlp(tokens[:, i]) for i, mlp in mlps], dim=1)
+
+
+def compare(weights: Tensor, image: Tensor) -> Tensor:
+    """Products of weights (R, M, c) with the pixels of an upscaled image (R, c, h, w): (R, M, h, w)."""
+    return torch.bmm(weights, image.flatten(2)).unflatten(2, image.shape[-2:])
 
 
 def pad_left(mask: Tensor | None, number: int) -> Tensor | None:
@@ -124,4 +128,4 @@ def pad_left(mask: Tensor | None, number: int) -> Tensor | None:
     return None if mask is None else torch.cat([mask.new_ones(len(mask), number), mask], dim=1)
 
 
-__all__ = ["MixedTokens", "RowMasks", "SamRowMaskDecoder", "pad_left"]
+__all__ = ["MixedTokens", "RowMasks", "SamRowMaskDecoder", "compare", "pad_left"]

@@ -6,7 +6,7 @@ Mattes of stride 2 for many prompts per image are affordable because nothing of 
 convolution over [details, upsampled stream] is the sum of two convolutions, and that of the details runs once per image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 from transformers.utils.import_utils import is_tracing
 
-from ..sam.mask_decoder import MixedTokens, RowMasks, SamRowMaskDecoder
+from ..sam.mask_decoder import MixedTokens, RowMasks, SamRowMaskDecoder, compare
 from ..sam.two_way import SharedImage, is_plain
 from .configuration_zim import ZimConfig, detail_strides
 from .masked_attention import ZimTwoWayMixer
+
+_STRIP_BYTES = 2 << 20  # of an upsampled map at a time: what the cache of a processor core holds
 
 
 class ZimConvBlock(nn.Module):
@@ -94,26 +96,56 @@ class ZimFusionBlock(ZimConvBlock):
         shift = self._affine()[1]
         return self._convolve(_layout(details), self.detail_part, self.conv.bias if shift is None else shift)
 
-    def forward(self, x: Tensor, projected_details: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, projected_details: Tensor, finish: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """
         Args:
             x: (R, in_channels, h, w).
             projected_details: of `project_details` in the same mode (training or not), (R, out_channels, factor * h,
                 factor * w), or (1, ...) for all rows.
+            finish: what becomes of the result, a function of each pixel alone: (R, out_channels, rows, w') -> (R, c, rows,
+                w'). Where the result would only pass through memory it is never there as a whole.
 
         Returns:
-            (R, out_channels, factor * h, factor * w).
+            (R, out_channels, factor * h, factor * w), or what `finish` makes of it.
         """
-        upsampled = F.interpolate(_layout(x), scale_factor=self.factor, mode="bilinear", align_corners=False)
-        joined = self._convolve(upsampled, self.upsampled_part)
-        joined = joined + projected_details if torch.is_grad_enabled() else joined.add_(projected_details)
-        if self._affine()[0] is None:
-            joined = self.normalise(joined)
-        return F.relu(joined) if torch.is_grad_enabled() else joined.relu_()
+        x, finish = _layout(x), finish or (lambda result: result)
+        if torch.is_grad_enabled() or self.training or not self._is_foldable or not _on_processor(x):
+            upsampled = F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=False)
+            joined = self._convolve(upsampled, self.upsampled_part) + projected_details
+            return finish(F.relu(joined if self._affine()[0] is not None else self.normalise(joined)))
+        return torch.cat([finish(strip) for strip in self._strips(x, projected_details)], dim=2)
+
+    def _strips(self, x: Tensor, projected_details: Tensor) -> Iterator[Tensor]:
+        """The result from top to bottom, some rows at a time: so few that all intermediate maps stay in the cache."""
+        height, width = (self.factor * side for side in x.shape[2:])
+        rows = max(_STRIP_BYTES // (len(x) * self.in_channels * width * x.element_size()), 8)
+        weight = self._weight(self.upsampled_part)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            # the convolution sees one row more on either side, except outside the image, where it sees zeros
+            upsampled = self._upsample_rows(x, max(top - 1, 0), min(bottom + 1, height))
+            if top == 0 or bottom == height:
+                upsampled = F.pad(upsampled, (0, 0, int(top == 0), int(bottom == height)))
+            joined = F.conv2d(upsampled, weight, padding=(0, 1)).add_(projected_details[:, :, top:bottom])
+            yield (joined if self._affine()[0] is not None else self.normalise(joined)).relu_()
+
+    def _upsample_rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows top..bottom - 1 of the upsampled map."""
+        first, last = ((2 * row + 1 - self.factor) // (2 * self.factor) for row in (top, bottom - 1))
+        first = max(first, 0)
+        source = x[:, :, first : last + 2]
+        upsampled = F.interpolate(source, scale_factor=self.factor, mode="bilinear", align_corners=False)
+        return upsampled[:, :, top - self.factor * first : bottom - self.factor * first]
+
+    @property
+    def _is_foldable(self) -> bool:
+        return is_plain(self.conv, nn.Conv2d)
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift (out_channels,) of the batch norm where they are constant, to become part of the convolution."""
-        if self.training or not hasattr(self, "batch_norm") or not is_plain(self.conv, nn.Conv2d):
+        if self.training or not hasattr(self, "batch_norm") or not self._is_foldable:
             return None, None
         norm = self.batch_norm
         scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
@@ -126,7 +158,7 @@ class ZimFusionBlock(ZimConvBlock):
 
     def _convolve(self, x: Tensor, channels: slice, bias: Tensor | None = None) -> Tensor:
         """The convolution of a part of its input channels; the others are zero."""
-        if is_plain(self.conv, nn.Conv2d):
+        if self._is_foldable:
             return F.conv2d(x, self._weight(channels), bias, padding=1)
         # adapters and hooks need the whole module, which adds its bias by itself
         inputs = x.new_zeros(len(x), self.conv.weight.shape[1], *x.shape[2:])
@@ -138,9 +170,12 @@ class ZimFusionBlock(ZimConvBlock):
 
 def _layout(x: Tensor) -> Tensor:
     """(N, c, h, w) in the memory format in which a processor upsamples and convolves large maps a third faster."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or is_tracing(x):
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if _on_processor(x) and not torch.is_grad_enabled() else x
+
+
+def _on_processor(x: Tensor) -> bool:
+    """Whether it is computed here and now, so that the size of the caches matters."""
+    return x.device.type == "cpu" and not is_tracing(x)
 
 
 class ZimMaskDecoder(SamRowMaskDecoder):
@@ -213,10 +248,12 @@ class ZimMaskDecoder(SamRowMaskDecoder):
         """Logits (R, M, l, l) of the selected mattes."""
         if self.fusion_blocks is None:
             return self.predict_masks(mixed, selected)
-        image = self.image_map(mixed)
-        for block, details in zip(self.fusion_blocks, projected_details, strict=True):
-            image = block(image, details)
-        return self.compare(mixed, image, selected)
+        image, weights = self.image_map(mixed), self.mask_weights(mixed, selected)
+        *blocks, last_block = self.fusion_blocks
+        *details, last_details = projected_details
+        for block, projected in zip(blocks, details, strict=True):
+            image = block(image, projected)
+        return last_block(image, last_details, finish=lambda rows: compare(weights, rows))
 
 
 __all__ = ["ZimDetailEncoder", "ZimFusionBlock", "ZimMaskDecoder"]
