@@ -66,6 +66,20 @@ def test_labels_are_the_masks_in_the_padded_frame(processor):
     assert torch.equal(batch["labels"][1, 0], batch["labels"][0, 0])
 
 
+
+def test_each_mask_is_asked_for_several_times(processor):
+    masks = rectangles(3)
+    batch = MaskCollator(processor, max_masks=2, prompts_per_mask=3, prompt_kinds={"point": 1.0})([row(*masks)])
+    labels, points = batch["labels"][0], batch["input_points"][0, :, 0].long()
+    assert labels.shape[0] == 6 and batch["prompt_mask"].all()
+    distinct, counts = labels.flatten(1).unique(dim=0, return_counts=True)
+    assert len(distinct) == 2 and counts.tolist() == [3, 3]
+    assert all(label[y, x] for label, (x, y) in zip(labels, points))
+    assert len(points.unique(dim=0)) > 2  # each time with a point of its own
+    once = MaskCollator(processor, train=False, prompts_per_mask=3)([row(*masks)])
+    assert once["labels"].shape[1] == 3  # an evaluation asks once
+
+
 def test_smaller_labels_keep_small_objects(processor):
     masks = [rectangle(0, 0, 60, 22), rectangle(31, 17, 32, 18)]
     labels = MaskCollator(processor, train=False, label_size=8)([row(*masks)])["labels"][0]

@@ -262,12 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--model", help="folder or Hub id; default: the bundled model")
     parser.add_argument("--rows", type=int, default=200, help="pictures")
     parser.add_argument("--seed", type=int, default=12345)
-    parser.add_argument("--min-area", type=int, default=150, help="pixels of the objects of the second column")
+    parser.add_argument("--min-area", type=int, default=400, help="pixels of the objects of the second row")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args(arguments)
 
     segmenter = pipeline("promptable-segmentation", model=options.model, dtype=torch.float32)
-    data = CompositeRegions(options.rows, split="held_out", seed=options.seed)
+    data = CompositeRegions(options.rows, split="held_out", seed=options.seed, scene_share=0)
     rows = [data[i] for i in tqdm(range(len(data)), desc="pictures", leave=False)]
     scores = {}
     for name, min_area in (("all", 1), (f"at least {options.min_area} pixels", options.min_area)):
