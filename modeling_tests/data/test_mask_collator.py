@@ -66,7 +66,6 @@ def test_labels_are_the_masks_in_the_padded_frame(processor):
     assert torch.equal(batch["labels"][1, 0], batch["labels"][0, 0])
 
 
-
 def test_each_mask_is_asked_for_several_times(processor):
     masks = rectangles(3)
     batch = MaskCollator(processor, max_masks=2, prompts_per_mask=3, prompt_kinds={"point": 1.0})([row(*masks)])

@@ -269,3 +269,19 @@ def test_centred_embeddings_spread_around_zero(clip):
     assert torch.allclose(after, F.normalize(before - embedder.centre, dim=-1), atol=1e-5)
     with pytest.raises(ValueError, match="min_area"):
         MaskCropEmbedder(clip, min_area=10**6).measure_centre(rows)
+
+
+def test_noise_has_its_length_and_is_for_training_only(clip):
+    image, masks = scene()
+    plain, noisy = MaskCropEmbedder(clip, min_area=10), MaskCropEmbedder(clip, min_area=10, noise=0.5)
+    torch.testing.assert_close(noisy(image, masks)[0], plain(image, masks)[0])
+    many = np.repeat(masks[:1], 400, axis=0)
+    noisy.zero_background = plain.zero_background = 0.0
+    noisy.crop = plain.crop = lambda image, masks, rng: MaskCropEmbedder.crop(plain, image, masks)  # the same margins
+    found, kept = noisy(image, many, np.random.default_rng(0))
+    clean = plain(image, many, np.random.default_rng(0))[0]
+    assert torch.allclose(found[kept].norm(dim=-1), torch.ones(int(kept.sum())), atol=1e-5)
+    # a random direction of length 1/2, nearly at right angles: cos = 1 / sqrt(1 + 1/4)
+    assert (found * clean).sum(-1).mean().item() == pytest.approx(0.894, abs=0.02)
+    with pytest.raises(ValueError, match="noise >= 0"):
+        MaskCropEmbedder(clip, noise=-1.0)

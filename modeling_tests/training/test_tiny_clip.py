@@ -1,16 +1,23 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
+import copy
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from hf_segcap.data.describe import RegionWords
+from hf_segcap.data.mask_crops import MaskCropEmbedder, encode_crops
 from hf_segcap.data.synthetic import SyntheticRegions
 from hf_segcap.training.tiny_clip import (
+    align_texts,
+    build_crops,
+    colour_and_shape,
     contrastive_loss,
     encode_phrases,
     false_pairs,
     make_phrase,
+    normalised,
     phrase_tokenizer,
     retrieval_accuracy,
     train_tiny_clip,
@@ -56,7 +63,7 @@ def test_loss_compares_with_false_pairs_only():
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_tiny_clip(60, seed=0, rows=SyntheticRegions(60, seed=0), batch_size=96, progress=False)
+    return train_tiny_clip(60, seed=0, rows=SyntheticRegions(60, seed=0), batch_size=96, align_steps=0, progress=False)
 
 
 def test_short_training_beats_chance_and_is_reproducible_in_form(trained, tmp_path):
@@ -70,3 +77,24 @@ def test_short_training_beats_chance_and_is_reproducible_in_form(trained, tmp_pa
     embeds = encode_phrases(phrases, *loaded)
     assert torch.allclose(embeds, encode_phrases(phrases, model, tokenizer), atol=1e-6)
     assert torch.allclose(embeds.norm(dim=-1), torch.ones(2), atol=1e-5)
+
+
+def test_alignment_moves_texts_to_their_crops_and_leaves_images(trained):
+    model, tokenizer = copy.deepcopy(trained[0]), trained[1]
+    embedder = MaskCropEmbedder(model, min_area=40)
+    data = build_crops(SyntheticRegions(30, seed=50), embedder, draws=1)
+    seen = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("text")}
+
+    def closeness() -> float:
+        phrases = [colour_and_shape(words) for words in data.words]
+        with torch.no_grad():
+            images = encode_crops(model, normalised(data.pixels, embedder), data.inside)
+            return (encode_phrases(phrases, model, tokenizer) * images).sum(-1).mean().item()
+
+    noise = torch.randn(model.text_projection.weight.shape, generator=torch.Generator().manual_seed(0))
+    model.text_projection.weight.data += 0.1 * noise
+    before = closeness()
+    align_texts(model, tokenizer, data, embedder, steps=40, progress=False)
+    assert closeness() > before + 0.1
+    for name, value in seen.items():
+        assert torch.equal(model.state_dict()[name], value), name

@@ -93,6 +93,9 @@ class MaskCropEmbedder:
         image_processor: gives `image_mean` and `image_std` (of pixels in [0, 1]); default those of OpenAI's CLIP.
         min_area: masks with fewer pixels (of the image as it is) are left out; empty ones always are.
         zero_background: probability in [0, 1], see above.
+        noise: length of the random vector that is added to each embedding in training, before it gets length 1 again. The
+            embedding of a phrase is only somewhere near those of the crops it is true of: what is learnt for one point of
+            CLIP's space holds around it (noise injection, Nukrai et al. 2022).
         batch_size: crops CLIP sees at once.
 
     Attributes:
@@ -110,6 +113,7 @@ class MaskCropEmbedder:
         image_processor: Any = None,
         min_area: int = MIN_AREA,
         zero_background: float = 0.5,
+        noise: float = 0.0,
         batch_size: int = 64,
     ) -> None:
         config = getattr(clip.config, "vision_config", clip.config)
@@ -121,16 +125,17 @@ class MaskCropEmbedder:
             raise ValueError(
                 f"masked attention needs attn_implementation 'sdpa' or 'eager', got {config._attn_implementation!r}"
             )
-        if min_area < 0 or batch_size < 1 or not 0 <= zero_background <= 1:
+        if min_area < 0 or batch_size < 1 or not 0 <= zero_background <= 1 or not 0 <= noise < float("inf"):
             raise ValueError(
-                "expected min_area >= 0, batch_size >= 1 and zero_background in [0, 1], got "
-                f"{min_area}, {batch_size} and {zero_background}"
+                "expected min_area >= 0, batch_size >= 1, zero_background in [0, 1] and noise >= 0, got "
+                f"{min_area}, {batch_size}, {zero_background} and {noise}"
             )
         self.clip = clip.eval()
         self.side, self.grid = config.image_size, config.image_size // config.patch_size
         self.mean = np.array(getattr(image_processor, "image_mean", OPENAI_CLIP_MEAN), dtype=np.float32)
         self.std = np.array(getattr(image_processor, "image_std", OPENAI_CLIP_STD), dtype=np.float32)
         self.min_area, self.zero_background, self.batch_size = min_area, zero_background, batch_size
+        self.noise = noise
         self.centre = torch.zeros(self.width)
 
     @property
@@ -202,8 +207,8 @@ class MaskCropEmbedder:
             row = rows[index]
             masks = [decode_rle(region["mask"]) for region in row["regions"] if region.get("mask") is not None]
             if masks:
-                embeds, kept = self(np.asarray(load_image(row["image"])), np.stack(masks), rng)
-                found += embeds[kept]
+                crops = self.crop(np.asarray(load_image(row["image"])), np.stack(masks), rng)
+                found += self.encode(crops)[crops.kept]
             if len(found) >= count:
                 break
         if not found:
@@ -219,7 +224,13 @@ class MaskCropEmbedder:
             Embeddings (P, E) float32 of length 1 and `kept` (P,) bool; the rows that are not kept hold zeros.
         """
         crops = self.crop(image, masks, rng)
-        return self.encode(crops), crops.kept
+        return self._disturb(self.encode(crops), crops.kept, rng), crops.kept
+
+    def _disturb(self, embeds: torch.Tensor, kept: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
+        if rng is None or self.noise == 0:
+            return embeds
+        drawn = torch.from_numpy(rng.standard_normal(embeds.shape, dtype=np.float32))
+        return F.normalize(embeds + self.noise * F.normalize(drawn, dim=-1), dim=-1) * kept[:, None]
 
     def embed_images(
         self,
@@ -245,7 +256,7 @@ class MaskCropEmbedder:
         kept = torch.cat([c.kept for c in crops])
         together = MaskCrops(torch.cat([c.pixel_values for c in crops]), torch.cat([c.inside for c in crops]), kept)
         counts = [len(c.kept) for c in crops]
-        return zip(self.encode(together).split(counts), kept.split(counts))
+        return zip(self._disturb(self.encode(together), kept, rng).split(counts), kept.split(counts))
 
 
 def _cut(array: np.ndarray, left: int, top: int, side: int) -> np.ndarray:

@@ -139,13 +139,14 @@ class TextSection:
 
     Attributes:
         clip: folder or Hub id of a CLIP model.
-        min_area, zero_background: arguments of `MaskCropEmbedder`.
+        min_area, zero_background, noise: arguments of `MaskCropEmbedder`.
         centre: subtract the mean embedding of images (of masks of the data) and of texts (of its phrases).
     """
 
     clip: str
     min_area: int = 10000
     zero_background: float | int = 0.5
+    noise: float | int = 0.0
     centre: bool = False
 
 

@@ -273,6 +273,7 @@ def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
         image_processor,
         min_area=section.min_area,
         zero_background=section.zero_background,
+        noise=section.noise,
     )
     if section.centre:
         embedder.measure_centre(train_rows)
