@@ -285,3 +285,21 @@ def test_noise_has_its_length_and_is_for_training_only(clip):
     assert (found * clean).sum(-1).mean().item() == pytest.approx(0.894, abs=0.02)
     with pytest.raises(ValueError, match="noise >= 0"):
         MaskCropEmbedder(clip, noise=-1.0)
+
+
+def test_memory_gives_what_clip_would_say(clip):
+    image, masks = scene()
+    embedder = MaskCropEmbedder(clip, min_area=10)
+    texts = F.normalize(torch.randn(7, 20, generator=torch.Generator().manual_seed(0)), dim=-1)
+    plain, kept = embedder(image, masks, np.random.default_rng(0))
+    embedder.memory, embedder.memory_scale = texts, 5.0
+    found, _ = embedder(image, masks, np.random.default_rng(0))
+    for own, mean in zip(plain[kept], found[kept]):
+        weights = torch.tensor([torch.exp(5 * (own @ text)) for text in texts])
+        expected = sum(weight * text for weight, text in zip(weights, texts))
+        torch.testing.assert_close(mean, expected / expected.norm())
+    assert not found[~kept].any() and not kept.all()
+    torch.testing.assert_close(embedder(image, masks)[0], MaskCropEmbedder(clip, min_area=10)(image, masks)[0])
+    embedder.memory_scale = 1e6  # the nearest text alone
+    nearest = texts[(plain[kept] @ texts.T).argmax(1)]
+    torch.testing.assert_close(embedder(image, masks, np.random.default_rng(0))[0][kept], nearest)

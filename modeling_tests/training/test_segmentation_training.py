@@ -246,7 +246,8 @@ def test_lora_on_the_encoder(recipe, tmp_path):
     assert set(start.state_dict()) == set(model.state_dict())
 
 
-def test_text_prompts(recipe, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"centre": True, "memory_scale": 20, "noise": 0.2}])
+def test_text_prompts(recipe, tmp_path, settings):
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision["projection_dim"] = 12
     text = {
@@ -264,12 +265,13 @@ def test_text_prompts(recipe, tmp_path):
     torch.manual_seed(0)
     CLIPModel(clip).save_pretrained(tmp_path / "clip")
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
-    recipe |= {"text": {"clip": str(tmp_path / "clip"), "min_area": 20}}
+    recipe |= {"text": {"clip": str(tmp_path / "clip"), "min_area": 20, **settings}}
     recipe["collator"]["prompt_kinds"] = {"text": 0.7, "point": 0.3}
     train(recipe, output=tmp_path / "model")
     model = SamForPromptableSegmentation.from_pretrained(tmp_path / "model").eval()
     processor = SamPromptableProcessor.from_pretrained(tmp_path / "model")
     assert model.config.text_embed_dim == 12 and model.config.text_trained
+    assert model.config.text_centred == settings.get("centre", False)
     original = CLIPModel.from_pretrained(tmp_path / "clip").text_projection.weight
     torch.testing.assert_close(model.text_model.text_projection.weight, original)  # never trained
     inputs = processor(images=random_image(0), text=["cat", "dog"])

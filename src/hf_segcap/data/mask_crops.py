@@ -102,6 +102,10 @@ class MaskCropEmbedder:
         centre: (E,) subtracted from the embeddings, which are brought to length 1 again; zero until
             [`MaskCropEmbedder.measure_centre`]. Images and texts lie apart in CLIP's space: without their centres, the
             embedding of a phrase is nearer to that of its crop.
+        memory: (N, E) of length 1, text embeddings of typical phrases, or `None`. In training an embedding is replaced by
+            their mean with the weights `softmax(memory_scale * cosine)` (DeCap, Li et al. 2023): what CLIP itself would say
+            of the crop, without what no phrase can say. Nobody has to name the masks for this either.
+        memory_scale: see `memory`.
 
     Raises:
         ValueError: a model or a setting that cannot be used.
@@ -137,6 +141,8 @@ class MaskCropEmbedder:
         self.min_area, self.zero_background, self.batch_size = min_area, zero_background, batch_size
         self.noise = noise
         self.centre = torch.zeros(self.width)
+        self.memory: torch.Tensor | None = None
+        self.memory_scale = 30.0
 
     @property
     def width(self) -> int:
@@ -224,13 +230,19 @@ class MaskCropEmbedder:
             Embeddings (P, E) float32 of length 1 and `kept` (P,) bool; the rows that are not kept hold zeros.
         """
         crops = self.crop(image, masks, rng)
-        return self._disturb(self.encode(crops), crops.kept, rng), crops.kept
+        return self._for_training(self.encode(crops), crops.kept, rng), crops.kept
 
-    def _disturb(self, embeds: torch.Tensor, kept: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
-        if rng is None or self.noise == 0:
+    def _for_training(self, embeds: torch.Tensor, kept: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
+        """Memory and noise."""
+        if rng is None:
             return embeds
-        drawn = torch.from_numpy(rng.standard_normal(embeds.shape, dtype=np.float32))
-        return F.normalize(embeds + self.noise * F.normalize(drawn, dim=-1), dim=-1) * kept[:, None]
+        if self.memory is not None:
+            weights = torch.softmax(self.memory_scale * embeds @ self.memory.T, dim=1)
+            embeds = F.normalize(weights @ self.memory, dim=-1)
+        if self.noise > 0:
+            drawn = torch.from_numpy(rng.standard_normal(embeds.shape, dtype=np.float32))
+            embeds = F.normalize(embeds + self.noise * F.normalize(drawn, dim=-1), dim=-1)
+        return embeds * kept[:, None]
 
     def embed_images(
         self,
@@ -256,7 +268,7 @@ class MaskCropEmbedder:
         kept = torch.cat([c.kept for c in crops])
         together = MaskCrops(torch.cat([c.pixel_values for c in crops]), torch.cat([c.inside for c in crops]), kept)
         counts = [len(c.kept) for c in crops]
-        return zip(self._disturb(self.encode(together), kept, rng).split(counts), kept.split(counts))
+        return zip(self._for_training(self.encode(together), kept, rng).split(counts), kept.split(counts))
 
 
 def _cut(array: np.ndarray, left: int, top: int, side: int) -> np.ndarray:

@@ -141,6 +141,8 @@ class TextSection:
         clip: folder or Hub id of a CLIP model.
         min_area, zero_background, noise: arguments of `MaskCropEmbedder`.
         centre: subtract the mean embedding of images (of masks of the data) and of texts (of its phrases).
+        memory_scale: train with what CLIP would say of a mask in the words of the data's phrases: `memory_scale` of
+            `MaskCropEmbedder`; `None`: with the embedding of the crop itself, as SAM.
     """
 
     clip: str
@@ -148,6 +150,7 @@ class TextSection:
     zero_background: float | int = 0.5
     noise: float | int = 0.0
     centre: bool = False
+    memory_scale: float | int | None = None
 
 
 @strict

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, PreTrainedModel, SamModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -35,12 +37,10 @@ from .tokenizer import train_tokenizer
 from .trainer import caption_metrics
 
 if TYPE_CHECKING:
-    import torch
-
     from .features import FeatureCache
 
 
-_CENTRE_PHRASES = 2000  # of the data, whose mean embedding is subtracted (`text: centre`)
+_TYPICAL_PHRASES = 2000  # of the data, for `text: centre` and `text: memory_scale`
 
 
 class Task(Protocol):
@@ -141,9 +141,7 @@ class PromptableSegmentation(Task):
                 model.add_text_prompts(CLIPModel.from_pretrained(recipe.text.clip, dtype=dtype))
             tokenizer = AutoTokenizer.from_pretrained(recipe.text.clip)
             if recipe.text.centre:
-                phrases = sorted(set(itertools.islice(iter_texts(train_rows), _CENTRE_PHRASES)))
-                tokens = tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
-                model.centre_text(tokens["input_ids"], tokens["attention_mask"])
+                model.centre_text(*_typical_phrases(train_rows, tokenizer))
         vision = model.config.vision_config
         image_processor = sam_image_processor(vision.image_size, vision.patch_size)
         return model, SamPromptableProcessor(image_processor, tokenizer)
@@ -277,7 +275,25 @@ def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
     )
     if section.centre:
         embedder.measure_centre(train_rows)
+    if section.memory_scale is not None:
+        embedder.memory_scale = section.memory_scale
+        tokens = _typical_phrases(train_rows, AutoTokenizer.from_pretrained(section.clip))
+        with torch.no_grad():
+            texts = F.normalize(embedder.clip.get_text_features(*tokens).pooler_output.float(), dim=-1)
+        embedder.memory = F.normalize(texts - texts.mean(0), dim=-1) if section.centre else texts
     return embedder
+
+
+def _typical_phrases(rows: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of different phrases of the first regions that have some."""
+    phrases = itertools.chain.from_iterable(
+        region.get("phrases") or () for index in range(len(rows)) for region in rows[index]["regions"]
+    )
+    found = sorted(set(itertools.islice(phrases, _TYPICAL_PHRASES)))
+    if not found:
+        raise ValueError("text: centre and memory_scale need phrases, the regions of this data have none")
+    tokens = tokenizer(found, padding=True, truncation=True, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
 
 
 def _load_changed(model_class: type[PreTrainedModel], section: ModelSection, dtype: torch.dtype) -> Any:
