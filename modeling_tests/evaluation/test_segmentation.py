@@ -9,6 +9,7 @@ import torch
 from hf_segcap.evaluation.segmentation import evaluate_masks, evaluate_text, farthest_error_points, farthest_points
 from hf_segcap.masks import encode_rle
 from hf_segcap.models.sam.mask_decoder import RowMasks
+from hf_segcap.training.tiny_clip import colour_and_shape
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_processor
 
 pytest.importorskip("scipy")
@@ -166,7 +167,11 @@ def test_text_is_asked_for_objects_with_a_name_of_their_own():
         return [{"mask": mask} for _ in text]
 
     scores = evaluate_text(segmenter, rows)
-    assert asked == [["the red disc"], ["the blue square"]]
+    assert asked == [["the red plain disc"], ["the blue plain square"]]
     assert scores == {"num_objects": 2.0, "text_miou": 0.5, "text_found": 1.0}
+    assert evaluate_text(segmenter, rows[:1], phrase=colour_and_shape, min_area=8)["num_objects"] == 1
+    assert asked[-1] == ["the red disc"]
     with pytest.raises(ValueError, match="name of its own"):
         evaluate_text(segmenter, rows[2:])
+    with pytest.raises(ValueError, match="name of its own"):
+        evaluate_text(segmenter, rows, min_area=9)

@@ -14,17 +14,21 @@ def bundled_tasks() -> list[str]:
     return sorted(path.parent.name for path in _ROOT.glob("*/config.json"))
 
 
-def bundled_model(task: str) -> str:
-    """Folder of the small model that `pipeline(task)` uses when no model is named.
+def bundled_model(task: str, variant: str = "") -> str:
+    """Folder of the small model that `pipeline(task)` uses when no model is named, or of another one of the task.
+
+    Args:
+        task: one of `bundled_tasks()`.
+        variant: "" for the default; `"text"` of `"promptable-segmentation"` takes words as prompts, for generated scenes.
 
     Raises:
-        ValueError: no model is bundled for this task.
+        ValueError: no such model is bundled.
     """
-    if task not in bundled_tasks():
-        raise ValueError(
-            f"No model is bundled for the task {task!r}. Bundled: {', '.join(bundled_tasks()) or 'none'}."
-        )
-    return str(_ROOT / task)
+    folder = _ROOT / task / variant
+    if task not in bundled_tasks() or not (folder / "config.json").exists():
+        wanted = f"the task {task!r}" + (f" with the variant {variant!r}" if variant else "")
+        raise ValueError(f"No model is bundled for {wanted}. Bundled: {', '.join(bundled_tasks()) or 'none'}.")
+    return str(folder)
 
 
 def bundled_photograph(name: str) -> str:

@@ -20,7 +20,9 @@ def segment(
     everything: Annotated[
         bool, typer.Option("--everything", help="Segment all that is found; default if no region is named.")
     ] = False,
-    model: Annotated[str | None, typer.Option(help="Folder or Hub id; default: the bundled small model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id; default: the bundled small model (with --text: for words).")
+    ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, help="How often a mask is handed back for refinement.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write a picture of the masks.")] = None,
     mask_folder: Annotated[
@@ -43,12 +45,15 @@ def segment(
 
     from transformers import pipeline
 
+    from ..assets import bundled_model
     from ..images import load_image
     from ..pipelines.promptable_segmentation import to_official_records
     from ..records import write_mask_folder, write_sa1b
     from ..visualization import draw_regions
 
     picture = load_image(image)
+    if text and model is None:
+        model = bundled_model("promptable-segmentation", "text")
     segmenter = pipeline("promptable-segmentation", model=model)
     if prompts:
         results = segmenter(picture, **as_one_call(prompts), refine_steps=refine_steps)

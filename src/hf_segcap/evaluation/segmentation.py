@@ -30,7 +30,7 @@ from ..masks import decode_rle, upscale_masks
 from ..models.sam.interactive import one_prompt, pixel_centres, sample_pixels, target_boxes
 from ..models.sam.mask_decoder import RowMasks
 from ..models.sam.prompt_rows import PromptRows
-from ..training.tiny_clip import colour_and_shape
+from ..training.tiny_clip import full_name
 
 NUM_POINTS = (1, 2, 3, 5, 9)  # the paper's
 SAMPLINGS = ("centre", "random")
@@ -97,15 +97,16 @@ def evaluate_masks(
 
 
 def evaluate_text(
-    segmenter: Any, rows: Any, phrase: Callable[[RegionWords], str] = colour_and_shape
+    segmenter: Any, rows: Any, phrase: Callable[[RegionWords], str] = full_name, min_area: int = 1
 ) -> dict[str, float]:
     """How well words alone find an object (SAM, section 7.5), on scenes whose objects have captions of the generated world.
 
     Args:
         segmenter: a `promptable-segmentation` pipeline of a model with text prompts.
         rows: data set of rows (see `hf_segcap.data.sources`); objects without a mask are left out.
-        phrase: words of an object -> the text prompt, or "" to leave it out. Default: "the red star". What several objects
-            of a scene are called is not asked for.
+        phrase: words of an object -> the text prompt, or "" to leave it out. Default: "the dark red striped star". What
+            several objects of a scene are called is not asked for.
+        min_area: objects with fewer pixels are not asked for.
 
     Returns:
         `num_objects`, `text_miou`: mean IoU, and `text_found`: the share of objects with an IoU of at least 0.5.
@@ -121,7 +122,11 @@ def evaluate_text(
             if region.get("mask") is not None and (words := RegionWords.parse(region["phrases"][0])) is not None
         ]
         names = [name for name, _ in named]
-        asked = [(name, mask) for name, mask in named if name and names.count(name) == 1]
+        asked = [
+            (name, mask)
+            for name, mask in named
+            if name and names.count(name) == 1 and np.count_nonzero(mask) >= min_area
+        ]
         if asked:
             found = segmenter(row["image"], text=[name for name, _ in asked])
             ious += [_iou(np.asarray(result["mask"]).astype(bool), mask) for result, (_, mask) in zip(found, asked)]
@@ -270,24 +275,25 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     data = CompositeRegions(options.rows, split="held_out", seed=options.seed, scene_share=0)
     rows = [data[i] for i in tqdm(range(len(data)), desc="pictures", leave=False)]
     scores = {}
-    for name, min_area in (("all", 1), (f"at least {options.min_area} pixels", options.min_area)):
+    sizes = {"all": 1, f"at least {options.min_area} pixels": options.min_area}
+    for name, min_area in sizes.items():
         bar = tqdm(rows, desc=name, leave=False)
         scores[name] = evaluate_masks(segmenter.model, segmenter.processor, bar, num_points=(1, 3), min_area=min_area)
-    texts = None
-    if segmenter.model.config.text_trained:
-        scenes = SyntheticRegions(options.rows, seed=options.seed)
-        texts = evaluate_text(segmenter, tqdm([scenes[i] for i in range(len(scenes))], desc="text", leave=False))
     columns = list(scores["all"])
     print("| " + " | ".join(["objects", *columns]) + " |\n|" + " --- |" * (len(columns) + 1))
     for name, values in scores.items():
         shown = [f"{values[c]:.0f}" if c == "num_objects" else f"{values[c]:.1%}" for c in columns]
         print("| " + " | ".join([name, *shown]) + " |")
-    if texts is not None:
-        print(
-            f"by text alone, {texts['num_objects']:.0f} objects of generated scenes: {texts['text_miou']:.1%}, found "
-            f"(IoU of at least 0.5) {texts['text_found']:.1%}"
-        )
-        scores["text"] = texts
+    if segmenter.model.config.text_trained:
+        scenes = SyntheticRegions(options.rows, seed=options.seed)
+        drawn = [scenes[i] for i in tqdm(range(len(scenes)), desc="scenes", leave=False)]
+        for name, min_area in sizes.items():
+            texts = evaluate_text(segmenter, tqdm(drawn, desc="text", leave=False), min_area=min_area)
+            print(
+                f"by text alone, {name}, {texts['num_objects']:.0f} objects of generated scenes: {texts['text_miou']:.1%}, "
+                f"found (IoU of at least 0.5) {texts['text_found']:.1%}"
+            )
+            scores[f"text, {name}"] = texts
     if options.json:
         options.json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores

@@ -386,6 +386,12 @@ def colour_and_shape(words: RegionWords) -> str:
     return f"the {words.colour} {SHAPE_NOUNS[words.shape][0]}" if words.shape else ""
 
 
+def full_name(words: RegionWords) -> str:
+    """ "the dark red striped star", or "" for an object without a shape word."""
+    named = (words.tone, words.colour, words.texture, SHAPE_NOUNS[words.shape][0]) if words.shape else ()
+    return " ".join(["the", *filter(None, named)]) if named else ""
+
+
 def _warmup_cosine(steps: int) -> Callable[[int], float]:
     warmup = max(1, steps // 20)
     return lambda step: min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * min(step / steps, 1))))
