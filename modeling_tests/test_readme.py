@@ -30,7 +30,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_sam_caption().save_pretrained("tiny")
     tiny_processor().save_pretrained("tiny")
     Path("my_data/images").mkdir(parents=True)
-    for i, name in enumerate(("photo.jpg", "a.jpg", "b.jpg", "my_data/images/cat.jpg")):
+    for i, name in enumerate(("photo.jpg", "scene.png", "a.jpg", "b.jpg", "my_data/images/cat.jpg")):
         random_image(i, (640, 400)).save(name)
     (annotations,) = blocks("json")
     Path("my_data/regions.jsonl").write_text(annotations)

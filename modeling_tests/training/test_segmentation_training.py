@@ -300,11 +300,13 @@ def test_bad_recipes_are_refused(recipe, changes, message):
         load_recipe({**recipe, **changes})
 
 
-@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "finetune", "default", "default_text"])
+@pytest.mark.parametrize(
+    "name", ["vit_b", "vit_l", "vit_h", "finetune", "default", "default_fine", "default_corrections", "default_text"]
+)
 def test_the_bundled_recipes(name, tmp_path):
     recipe = load_recipe(f"promptable_segmentation_{name}")
     assert (RECIPES / f"promptable_segmentation_{name}.yaml").exists() and recipe.task == "promptable-segmentation"
-    if not recipe.model.config.get("vision_config"):
+    if recipe.model.from_pretrained:
         return
     with torch.device("meta"):
         config = SamForPromptableSegmentation.config_class(**recipe.model.config)
