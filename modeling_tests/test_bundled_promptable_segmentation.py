@@ -49,11 +49,12 @@ def test_it_is_the_model_of_the_recipes(folder):
     assert config.everything == wanted.everything
 
 
-def test_masks_on_held_out_composites(segmenter):
+@pytest.mark.parametrize(("data", "min_area"), [({}, 150), ({"scene_share": 0}, 400)])
+def test_masks_on_held_out_composites(segmenter, data, min_area):
     """A small sample of what the model card reports; the bars leave room for the size of the sample."""
     assert segmenter.model.dtype == torch.float32
-    rows = CompositeRegions(12, split="held_out", seed=99, scene_share=0)
-    scores = evaluate_masks(segmenter.model, segmenter.processor, rows, num_points=(1, 3), min_area=400)
+    rows = CompositeRegions(12, split="held_out", seed=99, **data)
+    scores = evaluate_masks(segmenter.model, segmenter.processor, rows, num_points=(1, 3), min_area=min_area)
     assert scores["num_objects"] > 25
     assert scores["miou@1"] >= 0.65 and scores["box_miou"] >= 0.72 and scores["miou@3"] >= 0.7
 
@@ -68,6 +69,13 @@ def test_everything_finds_distinct_masks(segmenter):
     row = CompositeRegions(1, split="held_out", seed=5)[0]
     found = segmenter(row["image"])
     assert len(found) >= 2 and all(np.count_nonzero(result["mask"]) == result["area"] for result in found)
+
+
+def test_other_variants_are_refused():
+    with pytest.raises(ValueError, match="variant 'words'. Bundled: .*promptable-segmentation/text"):
+        bundled_model("promptable-segmentation", "words")
+    with pytest.raises(ValueError, match="for the task 'segmentation'. Bundled: "):
+        bundled_model("segmentation")
 
 
 def test_text_is_refused_with_a_reason(segmenter):

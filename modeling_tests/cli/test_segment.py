@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 from typer.testing import CliRunner
 
 from hf_segcap import SamForPromptableSegmentation, SamPromptableProcessor
+from hf_segcap.assets import bundled_model
 from hf_segcap.cli import app
+from hf_segcap.data.synthetic import SyntheticRegions
 from hf_segcap.masks import decode_rle
 from hf_segcap.records import read_sa1b
 
@@ -45,6 +48,18 @@ def test_boxes_and_points_in_one_call(model, tmp_path):
         assert picture.size == image.size
         assert all(decode_rle(r["mask"]).shape == (image.height, image.width) for r in results)
     assert [r["area"] for r in results] == [int(line.split()[-1]) for line in lines[1:]]
+
+
+def test_words_go_to_the_bundled_variant_that_knows_them(tmp_path):
+    row = SyntheticRegions(1, seed=3)[0]
+    (path, file), name = (tmp_path / "scene.png", tmp_path / "results.json"), row["regions"][0]["phrases"][0]
+    row["image"].save(path)
+    result = CliRunner().invoke(app, ["segment", str(path), "--text", name, "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(file.read_text())
+    segmenter = pipeline("promptable-segmentation", model=bundled_model("promptable-segmentation", "text"))
+    (expected,) = segmenter(row["image"], text=[name])
+    assert np.array_equal(decode_rle(found["mask"]), expected["mask"])
 
 
 def test_everything_as_sa1b_and_as_the_official_folder(model, tmp_path):

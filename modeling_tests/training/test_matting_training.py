@@ -217,7 +217,7 @@ def test_a_recipe_starts_from_a_segmenter_and_one_continues(recipe, sam_folder, 
 
 def test_fields_that_a_segmenter_sets_are_refused(recipe):
     parsed = load_recipe(recipe, ["model.config.vision_config.hidden_size=2"])
-    with pytest.raises(ValueError, match=r"expected fields of ZIM alone, .* got \['hidden_size'\]"):
+    with pytest.raises(ValueError, match=r"expected fields of ZIM alone, got \['vision_config'\]"):
         build_model(parsed, None)
 
 
@@ -308,7 +308,7 @@ def test_the_bundled_model_s_recipe():
     sam = change_frame(sam, vision.image_size, vision.patch_size).state_dict()
     for name, value in model.state_dict().items():
         if name.startswith(ENCODER):
-            torch.testing.assert_close(value, sam[name])
+            assert torch.equal(value, sam[name]), name
     file = io.BytesIO()
     torch.save(model.half().state_dict(), file)
     assert file.tell() < 4e6

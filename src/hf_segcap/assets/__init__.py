@@ -27,7 +27,8 @@ def bundled_model(task: str, variant: str = "") -> str:
     folder = _ROOT / task / variant
     if task not in bundled_tasks() or not (folder / "config.json").exists():
         wanted = f"the task {task!r}" + (f" with the variant {variant!r}" if variant else "")
-        raise ValueError(f"No model is bundled for {wanted}. Bundled: {', '.join(bundled_tasks()) or 'none'}.")
+        found = sorted(path.parent.relative_to(_ROOT).as_posix() for path in _ROOT.rglob("config.json"))
+        raise ValueError(f"No model is bundled for {wanted}. Bundled: {', '.join(found) or 'none'}.")
     return str(folder)
 
 

@@ -189,8 +189,11 @@ class MaskCropEmbedder:
         return MaskCrops(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), inside, torch.from_numpy(kept))
 
     @torch.no_grad()
-    def encode(self, crops: MaskCrops) -> torch.Tensor:
-        """(P, E) float32 on the CPU, of length 1; zeros for masks that are left out."""
+    def encode(self, crops: MaskCrops, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """(P, E) float32 on the CPU, of length 1; zeros for masks that are left out.
+
+        With `rng`, the source of the training draws, after `memory` and `noise`.
+        """
         weight = self.clip.visual_projection.weight
         found = torch.zeros(len(crops.kept), self.width)
         chosen = crops.kept.nonzero().flatten()
@@ -198,7 +201,16 @@ class MaskCropEmbedder:
             pixels, inside = crops.pixel_values[rows].to(weight), crops.inside[rows].to(weight.device)
             embeds = encode_crops(self.clip, pixels, inside).float().cpu()
             found[rows] = F.normalize(embeds - self.centre, dim=-1) if self.centre.any() else embeds
-        return found
+        return found if rng is None else self._for_training(found, rng) * crops.kept[:, None]
+
+    def _for_training(self, embeds: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        if self.memory is not None:
+            weights = torch.softmax(self.memory_scale * embeds @ self.memory.T, dim=1)
+            embeds = F.normalize(weights @ self.memory, dim=-1)
+        if self.noise > 0:
+            drawn = torch.from_numpy(rng.standard_normal(embeds.shape, dtype=np.float32))
+            embeds = F.normalize(embeds + self.noise * F.normalize(drawn, dim=-1), dim=-1)
+        return embeds
 
     def measure_centre(self, rows: Any, count: int = 500, seed: int = 0) -> None:
         """Sets `centre` to the mean embedding of about `count` masks of a data set of rows, cropped by the training rules.
@@ -230,19 +242,7 @@ class MaskCropEmbedder:
             Embeddings (P, E) float32 of length 1 and `kept` (P,) bool; the rows that are not kept hold zeros.
         """
         crops = self.crop(image, masks, rng)
-        return self._for_training(self.encode(crops), crops.kept, rng), crops.kept
-
-    def _for_training(self, embeds: torch.Tensor, kept: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
-        """Memory and noise."""
-        if rng is None:
-            return embeds
-        if self.memory is not None:
-            weights = torch.softmax(self.memory_scale * embeds @ self.memory.T, dim=1)
-            embeds = F.normalize(weights @ self.memory, dim=-1)
-        if self.noise > 0:
-            drawn = torch.from_numpy(rng.standard_normal(embeds.shape, dtype=np.float32))
-            embeds = F.normalize(embeds + self.noise * F.normalize(drawn, dim=-1), dim=-1)
-        return embeds * kept[:, None]
+        return self.encode(crops, rng), crops.kept
 
     def embed_images(
         self,
@@ -268,7 +268,7 @@ class MaskCropEmbedder:
         kept = torch.cat([c.kept for c in crops])
         together = MaskCrops(torch.cat([c.pixel_values for c in crops]), torch.cat([c.inside for c in crops]), kept)
         counts = [len(c.kept) for c in crops]
-        return zip(self._for_training(self.encode(together), kept, rng).split(counts), kept.split(counts))
+        return zip(self.encode(together, rng).split(counts), kept.split(counts))
 
 
 def _cut(array: np.ndarray, left: int, top: int, side: int) -> np.ndarray:

@@ -52,12 +52,14 @@ def load_source(name: str, **kwargs: Any) -> Any:
 
 def iter_texts(rows: Any) -> Iterator[str]:
     """All phrases of a source: through its `texts()` if it has one, else row by row (which loads the images)."""
-    if hasattr(rows, "texts"):
-        yield from rows.texts()
-        return
+    yield from rows.texts() if hasattr(rows, "texts") else iter_phrases(rows)
+
+
+def iter_phrases(rows: Any) -> Iterator[str]:
+    """The phrases of all regions as often as they occur, row by row (which loads the images)."""
     for index in range(len(rows)):
         for region in rows[index]["regions"]:
-            yield from region["phrases"]
+            yield from region.get("phrases") or ()
 
 
 def check_box(box: Any, where: str) -> np.ndarray:

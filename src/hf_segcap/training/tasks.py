@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, PreTrainedModel, SamModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -21,8 +20,8 @@ from ..data.mask_collator import MaskCollator
 from ..data.mask_crops import MaskCropEmbedder
 from ..data.matte_collator import MatteCollator
 from ..data.row_collator import RowCollator
-from ..data.sources import iter_texts
-from ..models.sam.frame import change_frame, set_frame
+from ..data.sources import iter_phrases, iter_texts
+from ..models.sam.frame import change_frame
 from ..models.sam.prompt_processing import sam_image_processor
 from .recipe import (
     DTYPES,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .features import FeatureCache
 
 
+_FRAME = ("image_size", "patch_size")
 _TYPICAL_PHRASES = 2000  # of the data, for `text: centre` and `text: memory_scale`
 
 
@@ -159,7 +159,7 @@ class PromptableSegmentation(Task):
             processor,
             **dataclasses.asdict(section),
             augmentation=_jitter(recipe, processor),
-            text_embedder=_text_embedder(recipe, train_rows),
+            text_embedder=_text_embedder(recipe, model, processor, train_rows),
             seed=recipe.seed,
         )
 
@@ -177,19 +177,17 @@ class ImageMatting(Task):
         if section.from_pretrained:
             model = _load_changed(ZimForMatting, section, dtype)
         elif section.from_sam:
-            fields = dict(section.config or {})
-            frame = fields.pop("vision_config", {})
+            frame, fields = _split_frame(section.config)
             own = {f.name for f in dataclasses.fields(ZimConfig)} - set(ZimConfig.sub_configs_defaults)
-            unknown = sorted(set(fields) - own) + sorted(set(frame) - {"image_size", "patch_size"})
+            unknown = sorted(set(fields) - own)
             if unknown:
                 raise ValueError(
-                    "model: config: with from_sam expected fields of ZIM alone, and image_size and patch_size in "
-                    f"vision_config, got {unknown}"
+                    f"model: config: with from_sam expected fields of ZIM alone, got {unknown} besides {_FRAME}"
                 )
             bundled = section.from_sam == "bundled"
             folder = bundled_model("promptable-segmentation") if bundled else section.from_sam
             sam = SamForPromptableSegmentation.from_pretrained(folder, dtype=dtype)
-            model = ZimForMatting.from_sam(change_frame(sam, **frame), **fields)
+            model = ZimForMatting.from_sam(change_frame(sam, **frame) if frame else sam, **fields)
         else:
             model = ZimForMatting(ZimConfig(**(section.config or {}))).to(dtype)
         vision = model.config.vision_config
@@ -258,7 +256,7 @@ def _jitter(recipe: Recipe, processor: Any) -> LargeScaleJitter | None:
     return LargeScaleJitter(side, **dataclasses.asdict(recipe.large_scale_jitter))
 
 
-def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
+def _text_embedder(recipe: Recipe, model: Any, processor: Any, train_rows: Any) -> MaskCropEmbedder | None:
     section = recipe.text
     if section is None:
         return None
@@ -277,19 +275,14 @@ def _text_embedder(recipe: Recipe, train_rows: Any) -> MaskCropEmbedder | None:
         embedder.measure_centre(train_rows)
     if section.memory_scale is not None:
         embedder.memory_scale = section.memory_scale
-        tokens = _typical_phrases(train_rows, AutoTokenizer.from_pretrained(section.clip))
         with torch.no_grad():
-            texts = F.normalize(embedder.clip.get_text_features(*tokens).pooler_output.float(), dim=-1)
-        embedder.memory = F.normalize(texts - texts.mean(0), dim=-1) if section.centre else texts
+            embedder.memory = model.get_text_embeds(*_typical_phrases(train_rows, processor.tokenizer)).cpu()
     return embedder
 
 
 def _typical_phrases(rows: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask of different phrases of the first regions that have some."""
-    phrases = itertools.chain.from_iterable(
-        region.get("phrases") or () for index in range(len(rows)) for region in rows[index]["regions"]
-    )
-    found = sorted(set(itertools.islice(phrases, _TYPICAL_PHRASES)))
+    found = sorted(set(itertools.islice(iter_phrases(rows), _TYPICAL_PHRASES)))
     if not found:
         raise ValueError("text: centre and memory_scale need phrases, the regions of this data have none")
     tokens = tokenizer(found, padding=True, truncation=True, return_tensors="pt")
@@ -301,13 +294,27 @@ def _load_changed(model_class: type[PreTrainedModel], section: ModelSection, dty
     frame or patch size."""
     name = str(section.from_pretrained)
     config = model_class.config_class.from_pretrained(name)
-    vision = getattr(config, "vision_config", None)
-    before = None if vision is None else (vision.image_size, vision.patch_size)
-    _change(config, section.config or {}, "model: config")
-    if vision is None or before == (after := (vision.image_size, vision.patch_size)):
-        return model_class.from_pretrained(name, config=config, dtype=dtype)
-    set_frame(config, *before)  # type: ignore[misc]
-    return change_frame(model_class.from_pretrained(name, config=config, dtype=dtype), *after)
+    frame: dict[str, int] = {}
+    changes = dict(section.config or {})
+    if hasattr(config, "vision_config"):
+        frame, changes = _split_frame(changes)
+        frame = {name: size for name, size in frame.items() if size != getattr(config.vision_config, name)}
+    _change(config, changes, "model: config")
+    model = model_class.from_pretrained(name, config=config, dtype=dtype)
+    return change_frame(model, **frame) if frame else model
+
+
+def _split_frame(config: Mapping[str, Any] | None) -> tuple[dict[str, int], dict[str, Any]]:
+    """The settings of `vision_config` that weights have to be fitted to, and all others."""
+    fields = dict(config or {})
+    vision = fields.get("vision_config")
+    if not isinstance(vision, Mapping):
+        return {}, fields
+    frame = {name: vision[name] for name in _FRAME if name in vision}
+    fields["vision_config"] = {name: value for name, value in vision.items() if name not in frame}
+    if not fields["vision_config"]:
+        del fields["vision_config"]
+    return frame, fields
 
 
 def _change(config: Any, changes: Mapping[str, Any], where: str) -> None:

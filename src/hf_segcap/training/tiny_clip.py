@@ -319,20 +319,23 @@ def align_texts(
         model, tokenizer: of the contrastive training; the model is changed.
         data: crops and words.
         embedder: that made them.
-        steps, batch_size, learning_rate: of AdamW; 5 % warm-up, cosine decay. No steps: nothing changes.
+        steps, batch_size, learning_rate: of AdamW; 5 % warm-up, cosine decay. 0 steps: nothing changes.
         seed: of all draws.
         progress: shows a bar.
     """
+    if steps == 0:
+        return
     rng = np.random.default_rng([seed, 2])
+    with torch.no_grad():
+        parts = zip(data.pixels.split(batch_size), data.inside.split(batch_size))
+        images = torch.cat([encode_crops(model, normalised(pixels, embedder), inside) for pixels, inside in parts])
     texts = [*model.text_model.parameters(), *model.text_projection.parameters()]
     optimizer = torch.optim.AdamW(texts, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(max(steps, 1)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(steps))
     for _ in tqdm(range(steps), desc="aligning texts", disable=not progress, mininterval=5):
         chosen, words = _draw(data, batch_size, rng)
-        with torch.no_grad():
-            images = encode_crops(model, normalised(data.pixels[chosen], embedder), data.inside[chosen])
         found = _encode_unique([make_phrase(w, rng)[0] for w in words], model, tokenizer)
-        loss = 1 - (found * images).sum(-1).mean()
+        loss = 1 - (found * images[chosen]).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -388,8 +391,9 @@ def colour_and_shape(words: RegionWords) -> str:
 
 def full_name(words: RegionWords) -> str:
     """ "the dark red striped star", or "" for an object without a shape word."""
-    named = (words.tone, words.colour, words.texture, SHAPE_NOUNS[words.shape][0]) if words.shape else ()
-    return " ".join(["the", *filter(None, named)]) if named else ""
+    if not words.shape:
+        return ""
+    return " ".join(filter(None, ("the", words.tone, words.colour, words.texture, SHAPE_NOUNS[words.shape][0])))
 
 
 def _warmup_cosine(steps: int) -> Callable[[int], float]:

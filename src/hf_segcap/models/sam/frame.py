@@ -29,9 +29,9 @@ def resize_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
     return (weight.float().flatten(2) @ back).unflatten(2, (patch_size, patch_size)).to(weight.dtype)
 
 
-def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Absolute position embeddings (1, g, g, hidden) -> (1, grid, grid, hidden)."""
-    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), (grid, grid), mode="bicubic", align_corners=False)
+def resize_positions(positions: Tensor, grid: Sequence[int]) -> Tensor:
+    """Absolute position embeddings (1, h, w, hidden) -> (1, *grid, hidden)."""
+    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), tuple(grid), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).to(positions.dtype)
 
 
@@ -84,7 +84,7 @@ def _fit(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     if value.shape == tuple(shape):
         return value
     if name == "vision_encoder.pos_embed":
-        return resize_positions(value, shape[1])
+        return resize_positions(value, shape[1:3])
     if name.startswith("vision_encoder.") and ".rel_pos_" in name:
         return resize_relative_positions(value, shape[0])
     if name == "vision_encoder.patch_embed.projection.weight":
@@ -94,4 +94,4 @@ def _fit(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-__all__ = ["change_frame", "set_frame"]
+__all__ = ["change_frame", "resize_positions", "set_frame"]

@@ -66,13 +66,16 @@ def mask_loss(
     Returns:
         Terms per prompt. Only the trained mask gets gradients; with `all_iou` so do all scores that compete.
     """
-    best = _trained_masks(pred_masks.detach(), targets, single)
+    compared = pred_masks.detach()
+    if all_iou:  # all of them are needed at the size of the targets
+        compared = resize_logits(compared, targets.shape[-2:])
+    best = _trained_masks(compared, targets, single)
     row = torch.arange(len(best), device=best.device)
     logits = resize_logits(pred_masks[row, best][:, None], targets.shape[-2:])[:, 0]
     wanted = targets.to(logits.dtype)
     focal, dice = focal_loss(logits, wanted), dice_loss(logits, wanted)
     if all_iou:
-        actual = mask_iou(resize_logits(pred_masks.detach(), targets.shape[-2:]), wanted[:, None])
+        actual = mask_iou(compared, wanted[:, None])
         competing = _competing(pred_masks.shape[1], len(best), single).to(best.device)
         iou = ((iou_scores.to(logits.dtype) - actual).square() * competing).sum(1) / competing.sum(1)
     else:

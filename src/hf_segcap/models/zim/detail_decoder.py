@@ -113,8 +113,7 @@ class ZimFusionBlock(ZimConvBlock):
         x, finish = _layout(x), finish or (lambda result: result)
         if torch.is_grad_enabled() or self.training or not self._is_foldable or not _on_processor(x):
             upsampled = F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=False)
-            joined = self._convolve(upsampled, self.upsampled_part) + projected_details
-            return finish(F.relu(joined if self._affine()[0] is not None else self.normalise(joined)))
+            return finish(self._join(self._convolve(upsampled, self.upsampled_part), projected_details))
         return torch.cat([finish(strip) for strip in self._strips(x, projected_details)], dim=2)
 
     def _strips(self, x: Tensor, projected_details: Tensor) -> Iterator[Tensor]:
@@ -128,8 +127,7 @@ class ZimFusionBlock(ZimConvBlock):
             upsampled = self._upsample_rows(x, max(top - 1, 0), min(bottom + 1, height))
             if top == 0 or bottom == height:
                 upsampled = F.pad(upsampled, (0, 0, int(top == 0), int(bottom == height)))
-            joined = F.conv2d(upsampled, weight, padding=(0, 1)).add_(projected_details[:, :, top:bottom])
-            yield (joined if self._affine()[0] is not None else self.normalise(joined)).relu_()
+            yield self._join(F.conv2d(upsampled, weight, padding=(0, 1)), projected_details[:, :, top:bottom])
 
     def _upsample_rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
         """Rows top..bottom - 1 of the upsampled map."""
@@ -139,13 +137,23 @@ class ZimFusionBlock(ZimConvBlock):
         upsampled = F.interpolate(source, scale_factor=self.factor, mode="bilinear", align_corners=False)
         return upsampled[:, :, top - self.factor * first : bottom - self.factor * first]
 
+    def _join(self, convolved: Tensor, projected_details: Tensor) -> Tensor:
+        """The whole convolution, norm, ReLU; in place unless gradients may need what was there."""
+        gradients = torch.is_grad_enabled()
+        joined = convolved + projected_details if gradients else convolved.add_(projected_details)
+        return F.relu(joined if self._folds_norm else self.normalise(joined), inplace=not gradients)
+
     @property
     def _is_foldable(self) -> bool:
         return is_plain(self.conv, nn.Conv2d)
 
+    @property
+    def _folds_norm(self) -> bool:
+        return not self.training and hasattr(self, "batch_norm") and self._is_foldable
+
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift (out_channels,) of the batch norm where they are constant, to become part of the convolution."""
-        if self.training or not hasattr(self, "batch_norm") or not self._is_foldable:
+        if not self._folds_norm:
             return None, None
         norm = self.batch_norm
         scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()

@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ...hub import CompleteCheckpointMixin, HubMixin
+from ..sam.frame import resize_positions
 from ..sam.losses import resize_logits
 from .configuration_label_converter import STRIDES, ZimLabelConverterConfig
 from .detail_decoder import ZimConvBlock, ZimFusionBlock
@@ -241,9 +242,7 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
         missing = 4 - weights[projection].shape[1]
         weights[projection] = F.pad(weights[projection], (0, 0, 0, 0, 0, missing))
         grids = [[side // 4 for side in size] for size in (hiera.config.image_size, backbone.image_size)]
-        table = weights[positions].unflatten(1, grids[0]).permute(0, 3, 1, 2)
-        table = F.interpolate(table.float(), grids[1], mode="bicubic", align_corners=False)
-        weights[positions] = table.flatten(2).transpose(1, 2)
+        weights[positions] = resize_positions(weights[positions].unflatten(1, grids[0]), grids[1]).flatten(1, 2)
         model.backbone.load_state_dict(weights)
         return model.train(hiera.training)
 
