@@ -82,6 +82,16 @@ def test_labels_are_training_data_and_survive_a_kill(segmenter, photos, tmp_path
     assert files[0].read_bytes() == before and json.loads(files[1].read_text())["image"]["image_id"] == 1
 
 
+def test_damaged_images_stop_nothing(segmenter, photos, tmp_path, caplog):
+    (photos / "0.png").write_bytes((photos / "0.png").read_bytes()[:300])
+    embeddings = precompute_embeddings(segmenter, list_images(photos), tmp_path / "a", progress=False)
+    labels = label_images(segmenter, list_images(photos), tmp_path / "b", progress=False, **SETTINGS)
+    assert [path.name for path in (*embeddings, *labels)] == ["1.npy", "1.json"]
+    assert caplog.text.count("left out, ") == 2 and "0.png" in caplog.text
+    with pytest.raises(ValueError, match="points_per_side"):  # wrong for all of them
+        label_images(segmenter, list_images(photos), tmp_path / "b", progress=False, points_per_side=0)
+
+
 def test_masks_of_nearly_the_whole_image_are_left_out(segmenter, photos, tmp_path):
     expected = [r["area"] for r in segmenter(str(photos / "0.png"), **SETTINGS)]
     height, width = segmenter(str(photos / "0.png"), points=[[9, 9]])[0]["mask"].shape

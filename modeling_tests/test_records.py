@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
+from hf_segcap.cli.options import to_json
 from hf_segcap.data.sa1b import SA1BRegions
 from hf_segcap.data.sources import iter_texts, load_source
 from hf_segcap.everything import MaskProposals
@@ -188,6 +190,14 @@ def test_damaged_files(proposals, tmp_path, damage, message):
     path.write_text(damaged)
     with pytest.raises(ValueError, match=f"sa_7.json.*{message}"):
         read_sa1b(path)
+
+
+def test_the_nan_of_an_empty_mask_is_no_json(proposals, tmp_path):
+    records = [record | {"stability_score": math.nan} for record in to_records(proposals, "coco_rle")]
+    write_coco_json(tmp_path / "a.json", records)
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)[0]["stability_score"] is None
+    shown = to_json({"mask": np.zeros((4, 5), bool), "stability_score": math.nan, "area": 0})
+    assert json.loads(json.dumps(shown), parse_constant=pytest.fail)["stability_score"] is None
 
 
 def test_bad_records(proposals, tmp_path):

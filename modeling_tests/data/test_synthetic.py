@@ -5,9 +5,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from hf_segcap.data.composites import photograph_piece
 from hf_segcap.data.describe import COLOURS, RegionWords, describe_region
-from hf_segcap.data.photographs import PHOTOGRAPHS, PhotographRegions, load_photograph, random_box
+from hf_segcap.data.photographs import (
+    PHOTOGRAPHS,
+    PhotographRegions,
+    load_photograph,
+    photograph_names,
+    random_box,
+)
 from hf_segcap.data.synthetic import SyntheticRegions, generate_scene, random_colour
 from hf_segcap.masks import decode_rle
 
@@ -59,6 +67,27 @@ class TestPhotographs:
         assert all(max(load_photograph(n).size) <= 448 for names in PHOTOGRAPHS.values() for n in names)
         with pytest.raises(ValueError, match="split must be one of"):
             PhotographRegions(1, split="test")
+
+    def test_a_folder_of_your_own_joins_those_of_training(self, tmp_path):
+        Image.new("RGB", (900, 300), (200, 30, 30)).save(tmp_path / "red.png")
+        names = photograph_names("train", tmp_path)
+        assert names == (*PHOTOGRAPHS["train"], str(tmp_path / "red.png"))
+        photograph = load_photograph(names[-1])
+        assert photograph.size == (448, 149) and photograph.getpixel((200, 70)) == (200, 30, 30)
+        piece = photograph_piece(np.random.default_rng(0), names[-1:], (20, 30), zoom=(0.5, 1.0))
+        assert piece.shape == (20, 30, 3) and np.ptp(piece.reshape(-1, 3), axis=0).max() < 1
+
+    def test_bad_folders(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "damaged.png").write_bytes(b"no image")
+        with pytest.raises(ValueError, match="no folder .*none"):
+            photograph_names("train", tmp_path / "none")
+        with pytest.raises(ValueError, match="empty holds no image, expected files ending in .jpg"):
+            photograph_names("train", tmp_path / "empty")
+        with pytest.raises(ValueError, match="is for the split \"train\", got 'held_out'"):
+            photograph_names("held_out", tmp_path)
+        with pytest.raises(ValueError, match="damaged.png"):
+            load_photograph(photograph_names("train", tmp_path)[-1])
 
     @pytest.mark.parametrize("augment", [False, True])
     def test_rows_are_true(self, augment):

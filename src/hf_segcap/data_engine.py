@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from .files import atomic_path
+from .everything import GeneratorSettings
+from .files import atomic_path, image_files
 from .images import load_image
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline, to_official_records
-from .records import IMAGE_SUFFIXES, write_sa1b
+from .records import write_sa1b
+
+logger = logging.get_logger(__name__)
 
 # SA-1B leaves out masks of nearly the whole image (SAM, appendix B).
 MAX_AREA = 0.95
@@ -34,12 +38,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ValueError: no folder, no image in it, or two images with the same name but for the ending.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise ValueError(f"{folder} holds no image, expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    found = image_files(folder)
     stems = [path.stem for path in found]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -62,7 +61,7 @@ def precompute_embeddings(
         progress: shows a bar.
 
     Returns:
-        The files, in the order of the images.
+        The files, in the order of the images. Damaged images are left out with a warning.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -71,13 +70,17 @@ def precompute_embeddings(
     for path, file in zip(tqdm(paths, desc="embeddings", unit="image", disable=not progress), files):
         if file.exists():
             continue
-        inputs = segmenter.processor(images=load_image(path), return_tensors="pt")
+        try:
+            inputs = segmenter.processor(images=load_image(path), return_tensors="pt")
+        except ValueError as error:
+            logger.warning(f"left out, {path}: {error}")
+            continue
         pixel_values = inputs["pixel_values"].to(segmenter.device, segmenter.dtype)
         with torch.no_grad():
             embedding = segmenter.model.get_image_embeddings(pixel_values)
         with atomic_path(file) as temporary, open(temporary, "wb") as stream:
             np.save(stream, embedding.float().cpu().numpy(), allow_pickle=False)
-    return files
+    return [file for file in files if file.exists()]
 
 
 def prefill_masks(
@@ -142,17 +145,25 @@ def label_images(
         generator_settings: see [`~hf_segcap.everything.GeneratorSettings`].
 
     Returns:
-        The files, in the order of the images.
+        The files, in the order of the images. Damaged images are left out with a warning.
+
+    Raises:
+        ValueError: generator settings that cannot be.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    GeneratorSettings.from_dicts(generator_settings)
     paths = [Path(image) for image in images]
     files = [output / f"{path.stem}.json" for path in paths]
     for number, (path, file) in enumerate(zip(tqdm(paths, desc="labels", unit="image", disable=not progress), files)):
         if file.exists():
             continue
-        image = load_image(path)
-        results = segmenter(image, output_mode="coco_rle", progress=False, **generator_settings)
+        try:
+            image = load_image(path)
+            results = segmenter(image, output_mode="coco_rle", progress=False, **generator_settings)
+        except ValueError as error:
+            logger.warning(f"left out, {path}: {error}")
+            continue
         kept = [result for result in results if result["area"] < max_area * image.width * image.height]
         write_sa1b(
             file,
@@ -162,7 +173,7 @@ def label_images(
             width=image.width,
             height=image.height,
         )
-    return files
+    return [file for file in files if file.exists()]
 
 
 __all__ = ["label_images", "list_images", "precompute_embeddings", "prefill_masks"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
-"""Files that are whole or not there, whenever a run is killed."""
+"""Files that are whole or not there, whenever a run is killed; folders of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The images of a folder, by name; not hidden ones, nor those of folders inside it.
+
+    Raises:
+        ValueError: no folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: expected one of images")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+    if not found:
+        raise ValueError(f"{folder} holds no image, expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    return found
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .data.alpha import MASK_ALPHA, alpha_region, encode_alpha
 from .data.matte_shards import shard_rows
@@ -32,6 +33,8 @@ from .models.zim.modeling_label_converter import ZimLabelConverter
 from .models.zim.processing_label_converter import ZimLabelConverterProcessor
 from .prompts import parse_prompts
 from .training.features import hash_weights
+
+logger = logging.get_logger(__name__)
 
 MASKS_AT_ONCE = 16  # given to the model, which may split them further
 FLUSH_SECONDS = 60.0  # after which an unfinished shard is written: at most so much work is lost by a crash
@@ -92,7 +95,7 @@ def label_mattes(
 
     Empty masks, and mattes that are 0 everywhere, are left out. An interruption or an error loses at most the image at work,
     a kill what was made in the last minute; images that are in shards already are not converted again, whatever the other
-    arguments say.
+    arguments say. Damaged files are left out with a warning; the next run tries them again.
 
     Args:
         model, processor: of a label converter; the model is used on its device and in its dtype.
@@ -110,7 +113,7 @@ def label_mattes(
         All shards in `output`.
 
     Raises:
-        ValueError: no or damaged files there, `output` holds mattes of another converter, or a setting out of range.
+        ValueError: no files there, `output` holds mattes of another converter, or a setting out of range.
     """
     if bits not in (8, 16) or images_per_shard < 1 or not 0 <= process_index < num_processes:
         raise ValueError(
@@ -126,8 +129,12 @@ def label_mattes(
     try:
         with _evaluating(model):
             for i in tqdm(mine, desc="mattes", unit="image", disable=not progress):
-                row = rows[i]
-                row["regions"], alphas = _convert_row(model, processor, row, masks_per_batch, bits)
+                try:
+                    row = rows[i]
+                    row["regions"], alphas = _convert_row(model, processor, row, masks_per_batch, bits)
+                except ValueError as error:
+                    logger.warning(f"left out, {error}")
+                    continue
                 path = os.path.relpath(row.pop("image_path"), output)
                 writer.add(rows.files[i].stem, {**row, "image": Path(path).as_posix()}, alphas)
     finally:

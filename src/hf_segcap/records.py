@@ -21,12 +21,11 @@ import torch
 from PIL import Image
 
 from .everything import MaskProposals
-from .files import atomic_path
+from .files import IMAGE_SUFFIXES, atomic_path
 from .masks import MaskRuns, decode_rle, upscale_masks
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _CSV_COLUMNS = (
     "id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,stability_score,"
     "crop_box_x0,crop_box_y0,crop_box_w,crop_box_h"
@@ -156,16 +155,19 @@ def write_sa1b(
             raise ValueError(
                 f"The mask of record {index} has the size {runs.size} (height, width), its image {(height, width)}."
             )
-        annotation = {name: value for name, value in record.items() if name != "segmentation"}
-        # An unstable empty mask has the score NaN, which JSON does not know.
-        score = annotation.get("stability_score")
-        annotation |= {} if score is None or math.isfinite(score) else {"stability_score": None}
+        annotation = {name: value for name, value in without_nan(record).items() if name != "segmentation"}
         annotations.append({"id": index, "segmentation": runs.to_coco()[0], **annotation})
     image = {"image_id": image_id, "width": width, "height": height, "file_name": file_name}
     with atomic_path(path) as temporary:
         temporary.write_text(
             json.dumps({"image": image, "annotations": annotations}, default=_plain_number), encoding="utf-8"
         )
+
+
+def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with None for the stability of an empty mask, which is NaN: JSON does not know it."""
+    score = record.get("stability_score")
+    return {**record} if score is None or math.isfinite(score) else {**record, "stability_score": None}
 
 
 def _plain_number(value: Any) -> Any:
@@ -343,4 +345,4 @@ def write_coco_json(path: str | os.PathLike[str], records: Sequence[Mapping[str,
         records: as [`to_records`] gives them with `output_mode="coco_rle"`.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(list(records), default=_plain_number), encoding="utf-8")
+        temporary.write_text(json.dumps(list(map(without_nan, records)), default=_plain_number), encoding="utf-8")

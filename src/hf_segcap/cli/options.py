@@ -50,7 +50,8 @@ def table(results: Sequence[Mapping[str, Any]], last: str) -> str:
 
 
 def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with its mask as COCO RLE."""
+    """A result with its mask as COCO RLE, and null for the NaN of an empty mask's stability, which JSON does not know."""
     from ..masks import encode_rle
+    from ..records import without_nan
 
-    return {name: encode_rle(value) if name == "mask" else value for name, value in result.items()}
+    return {name: encode_rle(value) if name == "mask" else value for name, value in without_nan(result).items()}

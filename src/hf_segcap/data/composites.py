@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ..masks import encode_rle
 from .describe import SHAPES, describe_region, vocabulary_captions
-from .photographs import PHOTOGRAPHS, load_photograph
+from .photographs import load_photograph, photograph_names
 from .synthetic import MIN_VISIBLE_SHARE, TEXTURE_PATTERNS, SyntheticRegions, _background, _texture
 
 OUTLINES = ("blob", "polygon", *SHAPES)
@@ -101,6 +102,7 @@ class CompositeRegions(Dataset):
     Args:
         n: number of rows.
         split: "train" or "held_out": the photographs used, see `hf_segcap.data.photographs`.
+        photographs: a folder of photographs of yours, used beside those of the split "train".
         seed: of all random decisions.
         min_size, max_size: longest side in pixels; the shorter one is 0.6 to 1 times as long.
         max_objects: objects drawn, at most, parts not counted.
@@ -109,7 +111,7 @@ class CompositeRegions(Dataset):
         min_pixels: objects of which fewer pixels, or less than 60 %, can be seen are not listed.
 
     Raises:
-        ValueError: an unknown split or a setting out of range.
+        ValueError: an unknown split, a folder without images or a setting out of range.
     """
 
     def __init__(
@@ -123,9 +125,8 @@ class CompositeRegions(Dataset):
         texture_share: float = 0.6,
         scene_share: float = 0.25,
         min_pixels: int = 100,
+        photographs: str | Path | None = None,
     ) -> None:
-        if split not in PHOTOGRAPHS:
-            raise ValueError(f"split must be one of {list(PHOTOGRAPHS)}, got {split!r}")
         if not 32 <= min_size <= max_size or max_objects < 1 or min_pixels < 1:
             raise ValueError(
                 "expected 32 <= min_size <= max_size, max_objects >= 1 and min_pixels >= 1, got "
@@ -134,6 +135,7 @@ class CompositeRegions(Dataset):
         if not 0 <= texture_share <= 1 or not 0 <= scene_share <= 1:
             raise ValueError(f"expected shares in [0, 1], got texture {texture_share} and scene {scene_share}")
         self.n, self.split, self.seed = n, split, seed
+        self.photographs = photograph_names(split, photographs)
         self.min_size, self.max_size, self.max_objects = min_size, max_size, max_objects
         self.texture_share, self.scene_share, self.min_pixels = texture_share, scene_share, min_pixels
         self._scenes = SyntheticRegions(n, seed=seed, min_size=min_size, max_size=max_size)
@@ -174,7 +176,7 @@ class CompositeRegions(Dataset):
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Layer]]:
         """A background (H, W, 3) float32 and the layers to lay over it, parts right after their whole."""
         height, width = draw_size(rng, self.min_size, self.max_size)
-        background = draw_background(rng, self.split, (height, width))
+        background = draw_background(rng, self.photographs, (height, width))
         layers: list[Layer] = []
         for _ in range(int(rng.integers(1, self.max_objects + 1))):
             radius = np.exp(rng.uniform(*np.log(_SIZE_RANGE))) * min(height, width)
@@ -220,7 +222,7 @@ class CompositeRegions(Dataset):
                 return None
         for _ in range(3):
             texture = str(rng.choice(TEXTURE_PATTERNS)) if rng.random() < self.texture_share else ""
-            fill = draw_fill(rng, self.split, texture, (height, width))
+            fill = draw_fill(rng, self.photographs, texture, (height, width))
             if np.abs(fill.mean(axis=(0, 1)) - under.mean(axis=(0, 1))).max() > MIN_CONTRAST:
                 break
         return Layer(top, left, alpha, fill, outline, texture, None if whole is None else whole[0])
@@ -248,25 +250,25 @@ def draw_size(rng: np.random.Generator, min_size: int, max_size: int) -> tuple[i
     return height, width
 
 
-def draw_background(rng: np.random.Generator, split: str, size: tuple[int, int]) -> np.ndarray:
-    """A piece of a photograph of the split, or flat colours, a gradient or clouds: (height, width, 3) float32, 0..255."""
+def draw_background(rng: np.random.Generator, photographs: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """A piece of one of the photographs, or flat colours, a gradient or clouds: (height, width, 3) float32, 0..255."""
     if rng.random() < _PHOTOGRAPH_ODDS:
-        return photograph_piece(rng, split, size, zoom=(0.5, 1.0))
+        return photograph_piece(rng, photographs, size, zoom=(0.5, 1.0))
     return _background(rng, size)
 
 
-def draw_fill(rng: np.random.Generator, split: str, texture: str, size: tuple[int, int]) -> np.ndarray:
+def draw_fill(rng: np.random.Generator, photographs: Sequence[str], texture: str, size: tuple[int, int]) -> np.ndarray:
     """What an object of `size` (height, width) is made of, (height, width, 3) float32, 0..255 (shading may go above).
 
     Args:
-        texture: a word of `TEXTURE_PATTERNS`, or "" for a piece of a photograph of the split.
+        texture: a word of `TEXTURE_PATTERNS`, or "" for a piece of one of the photographs.
     """
     if texture:
         ys, xs = np.divmod(np.arange(size[0] * size[1], dtype=np.float32), size[1])
         colours = np.broadcast_to(_texture(rng, ys, xs, texture), (len(ys), 3))
         fill = colours.astype(np.float32).reshape(*size, 3)
     else:
-        fill = photograph_piece(rng, split, size, zoom=(0.05, 0.4))
+        fill = photograph_piece(rng, photographs, size, zoom=(0.05, 0.4))
     if rng.random() < _SHADING_ODDS:
         first, last = rng.uniform(0.7, 1.15, 2).tolist()
         ramp = np.linspace(first, last, size[1], dtype=np.float32)
@@ -282,15 +284,14 @@ def add_noise(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
 
 
 def photograph_piece(
-    rng: np.random.Generator, split: str, size: tuple[int, int], zoom: tuple[float, float]
+    rng: np.random.Generator, photographs: Sequence[str], size: tuple[int, int], zoom: tuple[float, float]
 ) -> np.ndarray:
-    """A random piece of a photograph with shifted colours, (height, width, 3) float32, 0..255.
+    """A random piece of one of the photographs with shifted colours, (height, width, 3) float32, 0..255.
 
     Args:
         zoom: range of the piece's share of the largest one of its proportions.
     """
-    names = PHOTOGRAPHS[split]
-    photograph = load_photograph(names[int(rng.integers(len(names)))])
+    photograph = load_photograph(photographs[int(rng.integers(len(photographs)))])
     height, width = size
     scale = min(photograph.width / width, photograph.height / height) * rng.uniform(*zoom)
     piece_width, piece_height = width * scale, height * scale

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from .composites import (
     draw_outline,
     draw_size,
 )
-from .photographs import PHOTOGRAPHS
+from .photographs import photograph_names
 from .synthetic import TEXTURE_PATTERNS, random_colour
 
 KINDS = ("hair", "fur", "soft", "lace", "blur", "glass", "solid")
@@ -87,6 +88,7 @@ class MatteComposites(Dataset):
     Args:
         n: number of rows.
         split: "train" or "held_out": the photographs used, see `hf_segcap.data.photographs`.
+        photographs: a folder of photographs of yours, used beside those of the split "train".
         seed: of all random decisions.
         min_size, max_size: longest side in pixels; the shorter one is 0.6 to 1 times as long.
         max_objects: objects drawn, at most.
@@ -94,7 +96,7 @@ class MatteComposites(Dataset):
         min_pixels: objects whose visible matte sums up to less are not listed.
 
     Raises:
-        ValueError: an unknown split or kind, or a setting out of range.
+        ValueError: an unknown split or kind, a folder without images, or a setting out of range.
         ImportError: scikit-image, which holds the photographs, is not installed.
     """
 
@@ -108,9 +110,8 @@ class MatteComposites(Dataset):
         max_objects: int = 3,
         kinds: Mapping[str, float] | None = None,
         min_pixels: int = 60,
+        photographs: str | Path | None = None,
     ) -> None:
-        if split not in PHOTOGRAPHS:
-            raise ValueError(f"split must be one of {list(PHOTOGRAPHS)}, got {split!r}")
         if not 32 <= min_size <= max_size or max_objects < 1 or min_pixels < 1:
             raise ValueError(
                 "expected 32 <= min_size <= max_size, max_objects >= 1 and min_pixels >= 1, got "
@@ -120,6 +121,7 @@ class MatteComposites(Dataset):
         if set(odds) - set(KINDS) or min(odds.values(), default=0) < 0 or not sum(odds.values()) > 0:
             raise ValueError(f"kinds must give odds for some of {KINDS}, got {odds}")
         self.n, self.split, self.seed = n, split, seed
+        self.photographs = photograph_names(split, photographs)
         self.min_size, self.max_size, self.max_objects = min_size, max_size, max_objects
         self.min_pixels = min_pixels
         self.kinds = {kind: value / sum(odds.values()) for kind, value in odds.items()}
@@ -155,7 +157,7 @@ class MatteComposites(Dataset):
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Layer]]:
         """A background (H, W, 3) float32, 0..255, and the layers to lay over it, back to front; `outline` is the kind."""
         size = draw_size(rng, self.min_size, self.max_size)
-        background = draw_background(rng, self.split, size)
+        background = draw_background(rng, self.photographs, size)
         layers: list[Layer] = []
         for _ in range(int(rng.integers(1, self.max_objects + 1))):
             kind = str(rng.choice(list(self.kinds), p=list(self.kinds.values())))
@@ -189,7 +191,7 @@ class MatteComposites(Dataset):
         if kind in ("hair", "fur") and rng.random() < 0.6:  # one colour, varied by the tone of the strands
             return random_colour(rng)[None, None].astype(np.float32)
         texture = str(rng.choice(TEXTURE_PATTERNS)) if rng.random() < _TEXTURE_SHARE else ""
-        return draw_fill(rng, self.split, texture, size)
+        return draw_fill(rng, self.photographs, texture, size)
 
     def texts(self) -> Iterator[str]:
         """None: the regions have no words."""

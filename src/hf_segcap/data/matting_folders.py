@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from ..files import image_files
 from ..images import load_image
 from .alpha import alpha_region, decode_alpha
 from .matte_degradations import composite, fit_background
@@ -37,11 +38,10 @@ from .sources import check_box
 
 MICROMAT_SUBSETS = ("fine", "coarse")
 AM2K_SPLITS = ("train", "validation")
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class MattingRows(Dataset):
-    """Rows whose images and mattes are opened when a row is asked for.
+    """Rows whose images and mattes are opened when a row is asked for; mattes that are 0 everywhere are left out.
 
     Args:
         items: per image `image` (a path), `image_id` and `regions`, dicts of `alpha` (a path) and optionally `trimap` (a
@@ -69,7 +69,7 @@ class MattingRows(Dataset):
             "width": image.width,
             "height": image.height,
             "caption": None,
-            "regions": [_read_region(region, size) for region in item["regions"]],
+            "regions": [found for region in item["regions"] if (found := _read_region(region, size)) is not None],
         }
 
     def open_image(self, item: dict[str, Any]) -> Image.Image:
@@ -250,7 +250,7 @@ class ForegroundComposites(Dataset):
         if (n is not None and n < 1) or max_size < 1:
             raise ValueError(f"expected n >= 1 and max_size >= 1, got {n} and {max_size}")
         self.foregrounds = _paired(Path(foregrounds), Path(alphas), None, None)
-        self.backgrounds = _images(Path(backgrounds))
+        self.backgrounds = image_files(backgrounds)
         self.n, self.seed, self.max_size = len(self.foregrounds) if n is None else n, seed, max_size
 
     def __len__(self) -> int:
@@ -301,13 +301,13 @@ def _read_foreground(path: Path) -> tuple[Image.Image, np.ndarray | None]:
     return layer.convert("RGB"), np.asarray(layer.getchannel("A"), dtype=np.float32) / np.float32(255)
 
 
-def _read_region(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _read_region(region: dict[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    """None for a matte that is 0 everywhere."""
     path = region["alpha"]
     alpha = decode_alpha(path, str(path), size)
-    try:
-        found = alpha_region(alpha, alpha, box=region.get("box"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if not alpha.any():
+        return None
+    found = alpha_region(alpha, alpha, box=region.get("box"))
     found["name"] = region.get("name", path.name)
     if region.get("trimap") is not None:
         trimap = decode_alpha(region["trimap"], str(region["trimap"]), size)
@@ -326,8 +326,11 @@ def _read_prompt(path: Path) -> dict[str, Any]:
             f'{path}: expected {{"point": [[x, y, label], ...], "bbox": [x0, y0, x1, y1]}}, got something else ({error})'
         ) from error
     points = points[points[:, 2] >= 0]
+    corners = check_box(box, str(path))
+    # first and last pixel of objects as wide as one: officially, such a box still marks a cell
+    corners[2:] += corners[2:] == corners[:2]
     return {
-        "box": check_box(box, str(path)).tolist(),
+        "box": corners.tolist(),
         "points": points[:, :2].tolist(),
         "point_labels": points[:, 2].astype(int).tolist(),
     }
@@ -335,9 +338,9 @@ def _read_prompt(path: Path) -> dict[str, Any]:
 
 def _paired(images: Path, alphas: Path, trimaps: Path | None, limit: int | None) -> list[dict[str, Any]]:
     """Items of all images of a folder with the matte, and the trimap if that folder exists, of the same name."""
-    mattes = {path.stem: path for path in _images(alphas)}
-    hints = {path.stem: path for path in _images(trimaps)} if trimaps is not None and trimaps.is_dir() else {}
-    pictures = _images(images)
+    mattes = {path.stem: path for path in image_files(alphas)}
+    hints = {path.stem: path for path in image_files(trimaps)} if trimaps is not None and trimaps.is_dir() else {}
+    pictures = image_files(images)
     for name, found, folder in (("matte", mattes, alphas), ("trimap", hints, trimaps)):
         missing = [path.name for path in pictures if path.stem not in found]
         if missing and found:
@@ -353,15 +356,6 @@ def _paired(images: Path, alphas: Path, trimaps: Path | None, limit: int | None)
         }
         for path in pictures[:limit]
     ]
-
-
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: expected one of images")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and path.name[0] != ".")
-    if not found:
-        raise ValueError(f"{folder} has no images ({', '.join(_IMAGES)})")
-    return found
 
 
 def _lines(path: Path, what: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
 from ..assets import bundled_photograph
+from ..files import image_files
 from ..images import load_image
 from ..masks import encode_rle
 from .describe import colour_words, describe_region, vocabulary_captions
@@ -28,6 +29,7 @@ PHOTOGRAPHS = {
     "held_out": ("coffee", "lemur"),
 }
 _LONGEST_SIDE = 448  # of a photograph before cropping
+_KEPT = 512  # photographs in memory, about 0.4 MB each
 _LONGEST_CROP = 224  # of what a row shows: about what the bundled models see, so that texture is measured alike
 _HUE_ODDS = 0.5
 _SEGMENT_HUE_ODDS = 0.4
@@ -36,14 +38,34 @@ _CHROMA_AXES = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]]) / 6**0.5  # ortho
 _SEGMENT_SHARE = (0.004, 0.5)  # of the crop: smaller and larger segments are not described
 
 
-@cache
+def photograph_names(split: str, folder: str | Path | None = None) -> tuple[str, ...]:
+    """What `load_photograph` takes: the photographs of a split and, for training, those of a folder of yours.
+
+    Raises:
+        ValueError: an unknown split, a folder for another split than "train", or one that is missing or holds no image.
+    """
+    if split not in PHOTOGRAPHS:
+        raise ValueError(f"split must be one of {list(PHOTOGRAPHS)}, got {split!r}")
+    if folder is None:
+        return PHOTOGRAPHS[split]
+    if split != "train":
+        raise ValueError(
+            f'a folder of photographs is for the split "train", got {split!r}: held-out ones stay the same'
+        )
+    return (*PHOTOGRAPHS[split], *map(str, image_files(folder)))
+
+
+@lru_cache(_KEPT)
 def load_photograph(name: str) -> Image.Image:
-    """One of `PHOTOGRAPHS`, RGB, at most 448 pixels on its longest side.
+    """One of `PHOTOGRAPHS` or the image file at a path, RGB, at most 448 pixels on its longest side.
 
     Raises:
         ImportError: scikit-image, which holds most of them, is not installed.
+        ValueError: the file is missing or no image.
     """
-    if name == "lemur":
+    if not any(name in names for names in PHOTOGRAPHS.values()):
+        path = Path(name)
+    elif name == "lemur":
         path = Path(bundled_photograph(name))
     else:
         try:
