@@ -136,8 +136,8 @@ def encode_worker(contender: str, folder: str, calls: int, output: str) -> dict[
     pixels = inputs["pixel_values"]
 
     def encode() -> list[torch.Tensor]:
-        fresh = pixels.clone()  # the runtime class keeps what the latest pixels gave
-        return [model.get_image_embeddings(fresh), *model.get_detail_features(fresh)]
+        embeddings, details = model.encode_image(pixels)
+        return [embeddings, *details]
 
     timer = PartTimer(model, ENCODER_PARTS) if isinstance(model, ZimForMatting) else None
     with torch.no_grad():

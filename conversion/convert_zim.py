@@ -332,7 +332,8 @@ def differences(
             result[f"{name} {i}"] = ((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item()
 
     image = torch.randn(1, 3, side, side)
-    compare("encoder output", ZimImageGraph(model)(image), reference.encode(image))
+    embeddings, details = reference.encode_image(image)
+    compare("encoder output", ZimImageGraph(model)(image), [embeddings, *details])
     decoder = ZimPromptGraph(model)
     for name, count, points in (("boxes", 3, 2), ("points", 2, 4), ("no place", 1, 2)):
         inputs = example_inputs(model, count, points)["decoder"]

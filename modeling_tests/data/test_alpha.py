@@ -3,6 +3,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hf_segcap.data.alpha import alpha_box, alpha_region, decode_alpha, encode_alpha
@@ -30,6 +31,7 @@ def test_arrays_have_the_range_of_their_type(ramp):
     np.testing.assert_allclose(decode_alpha((ramp * 255).astype(np.uint8)), ramp, atol=1 / 255)
     np.testing.assert_allclose(decode_alpha((ramp * 65535).astype(np.uint16)), ramp, atol=1 / 65535)
     assert decode_alpha(ramp > 0.5).sum() == (ramp > 0.5).sum()
+    np.testing.assert_array_equal(decode_alpha(torch.from_numpy(ramp)), ramp)
 
 
 def test_pictures_and_files(ramp, tmp_path):

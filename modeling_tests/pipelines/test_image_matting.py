@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -17,7 +18,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import pipeline
 
-from hf_segcap import ImageMattingPipeline, ZimProcessor
+from hf_segcap import ImageMattingPipeline, ZimForMatting, ZimProcessor
 from hf_segcap.data.alpha import decode_alpha
 from hf_segcap.masks import decode_rle
 from hf_segcap.models.sam.prompt_processing import sam_image_processor
@@ -310,6 +311,14 @@ def test_a_new_model_gets_a_processor_of_its_sizes() -> None:
     pipe = pipeline("image-matting", model=tiny_zim(spread=0.2), device="cpu")
     expected = ZimProcessor(sam_image_processor(IMAGE_SIZE, 16)).image_processor
     assert pipe.processor.image_processor.to_dict() == expected.to_dict()
+
+
+def test_a_model_whose_folder_is_gone(tmp_path: Path) -> None:
+    tiny_zim().save_pretrained(tmp_path / "model")
+    model = ZimForMatting.from_pretrained(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    frame = pipeline("image-matting", model=model).processor.image_processor.pad_size
+    assert frame["height"] == model.config.vision_config.image_size
 
 
 def test_a_model_with_an_adapter_around_it() -> None:

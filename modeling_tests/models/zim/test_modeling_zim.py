@@ -2,6 +2,7 @@
 """ZIM against its description, with mixed and ragged prompts; SAM's weights, losses, freezing, saving, adapters."""
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def test_image_features_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(detail_decoder.ZimFusionBlock, "forward", watched)
     with torch.no_grad():
-        embeddings, details = model.get_image_embeddings(pictures()), model.get_detail_features(pictures())
+        embeddings, details = model.encode_image(pictures())
         output = model(image_embeddings=embeddings, detail_features=details, **batch, prompts_per_batch=2)
         close(output.alphas, model(pixel_values=pictures(), **batch).alphas)
     calls = seen[: 3 + 3 * 3]  # six prompts in three parts
@@ -230,6 +231,22 @@ def test_bad_input(arguments: dict, message: str) -> None:
     embeddings, details = torch.zeros(2, 32, 4, 4), model.get_detail_features(pictures())
     with pytest.raises(ValueError, match=message), torch.no_grad():
         model(**{"image_embeddings": embeddings, "detail_features": details, **arguments})
+
+
+@pytest.mark.parametrize("name", ["input_labels", "input_masks"])
+def test_prompts_that_it_does_not_know_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"ZimForMatting has no argument {name}"):
+        model_of()(pixel_values=pictures(), input_boxes=boxes_of(2, 1), **{name: torch.zeros(2, 1, 1)})
+
+
+@pytest.mark.parametrize("fill", [-1e9, -math.inf])
+def test_any_fill_of_the_attention_maps_is_finite(fill: float) -> None:
+    """Graphs of others may hold another number than ours."""
+    outside = torch.tensor([[[500.0, 500, 510, 510]]])
+    for dtype in (torch.float32, torch.float16):
+        with torch.no_grad():
+            output = tiny_zim(attention_map_fill=fill).to(dtype)(pixel_values=pictures(1), input_boxes=outside)
+        assert output.alphas.dtype == dtype and output.alphas.isfinite().all()
 
 
 def test_pixels_and_features_exclude_each_other() -> None:

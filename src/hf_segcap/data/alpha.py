@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..masks import encode_rle
@@ -15,7 +16,7 @@ from ..masks import encode_rle
 BOX_ALPHA = 0.1  # pixels above it make the box of an object
 MASK_ALPHA = 0.5  # pixels above it make its mask
 _EXPECTED = (
-    "a path or the bytes of a grey image of 8 or 16 bits, a PIL image, or an (H, W) array: bool, uint8 0..255, uint16 "
+    "a path or the bytes of a grey image of 8 or 16 bits, a PIL image, or an (H, W) array or tensor: bool, uint8 0..255, uint16 "
     "0..65535, floats 0..1"
 )
 
@@ -39,7 +40,7 @@ def decode_alpha(alpha: Any, name: str = "alpha", size: tuple[int, int] | None =
     """The matte of a region as (H, W) float32 in [0, 1]; a new array.
 
     Args:
-        alpha: a path or the bytes of an image file, a PIL image, or an (H, W) array: bool, uint8 0..255, uint16
+        alpha: a path or the bytes of an image file, a PIL image, or an (H, W) array or tensor: bool, uint8 0..255, uint16
             0..65535, or floats 0..1. Colour images are converted to grey; of images with transparency (that are not
             opaque all over) the transparency is the matte. 32-bit integers are 0..255, or 0..65535 if any is
             above 255.
@@ -59,8 +60,9 @@ def decode_alpha(alpha: Any, name: str = "alpha", size: tuple[int, int] | None =
             raise ValueError(f"{name}: cannot read the matte: {error}. Expected {_EXPECTED}.") from error
     elif isinstance(alpha, Image.Image):
         matte = _from_picture(alpha)
-    elif isinstance(alpha, np.ndarray):
-        matte = _from_array(alpha, name)
+    elif isinstance(alpha, (np.ndarray, torch.Tensor)):
+        values = alpha.detach().cpu().numpy() if isinstance(alpha, torch.Tensor) else alpha
+        matte = _from_array(values, name)
     else:
         raise TypeError(f"{name}: expected {_EXPECTED}, got {type(alpha).__name__}.")
     if size is not None and matte.shape != tuple(size):

@@ -200,7 +200,10 @@ def _row_results(
     encoded = {name: predictor.encode(image) for name, predictor in predictors.items()}
     for kind in prompts:
         for model, features in encoded.items():
-            found = features.alphas([each[kind] for each in objects])
+            try:
+                found = features.alphas([each[kind] for each in objects])
+            except ValueError as error:
+                raise ValueError(f"row {index} (image {row.get('image_id')}), {kind} prompts: {error}") from error
             for each, alpha in zip(objects, found):
                 target, trimap = each["alpha"], each["trimap"] if trimaps else None
                 yield {

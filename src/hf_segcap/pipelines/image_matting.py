@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ..everything import MaskProposals
+from ..everything import MATTE_THRESHOLD, MaskProposals
 from ..foreground import cut_out
 from ..masks import mask_to_box
 from ..models.sam.prompt_processing import sam_image_processor
@@ -144,7 +145,7 @@ class ImageMattingPipeline(RegionPipeline):
             - "alpha" (PIL image of the size of the input, mode "L", or "I;16" for "uint16"): opacity of the object.
             - "score" (float): how well the model expects the matte to fit, about 0 to 1.
             - "box" ({"xmin", "ymin", "xmax", "ymax"}, floats in pixels): first and last column and row with an alpha above one
-              half (`config.mask_threshold`); zeros if there is none.
+              half; zeros if there is none.
             - "foreground" (PIL image, mode "RGBA", 8 bits) with `foreground=True`.
             - "alphas", "scores" with `multimask_output=True`: all four mattes of a prompt.
             Everything mode adds the record of the generator: "segmentation" (alpha above one half), "area" (its pixels),
@@ -181,7 +182,7 @@ class ImageMattingPipeline(RegionPipeline):
 
     def encode(self, pixel_values: torch.Tensor) -> Encoded:
         """Image embeddings and details at strides 2, 4, 8; both once per image or crop."""
-        return self.model.get_image_embeddings(pixel_values), self.model.get_detail_features(pixel_values)
+        return self.model.encode_image(pixel_values)
 
     def segment(
         self, encoded: Encoded, points: torch.Tensor, labels: torch.Tensor
@@ -258,7 +259,7 @@ class ImageMattingPipeline(RegionPipeline):
         for logits, scores in zip(answer.logits, answer.scores):
             mattes = finish.all(logits, request.original_size, request.reshaped_size)
             best = int(scores.argmax())
-            threshold = self.model.config.mask_threshold * np.iinfo(mattes.dtype).max
+            threshold = MATTE_THRESHOLD * np.iinfo(mattes.dtype).max
             corners = mask_to_box(torch.from_numpy(mattes[best] > threshold)).float().tolist()
             pictures = [Image.fromarray(matte) for matte in mattes]
             result = {"alpha": pictures[best], "score": float(scores[best]), "box": _named(corners)}
@@ -313,7 +314,10 @@ def _resolved_processor(model: ZimModel | ZimOnnxForMatting) -> ZimProcessor:
     """
     vision: Any = model.config.vision_config
     if not isinstance(model, ZimOnnxForMatting) and model.name_or_path:
-        return ZimProcessor.from_pretrained(model.name_or_path)
+        try:
+            return ZimProcessor.from_pretrained(model.name_or_path)
+        except HFValidationError:
+            pass  # a folder that is gone
     return ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size))
 
 

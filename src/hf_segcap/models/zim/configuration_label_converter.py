@@ -50,8 +50,6 @@ class ZimLabelConverterConfig(HubMixin, PreTrainedConfig):
             Lambda of the gradient loss (section 3.1).
         gradient_filter (`str`, *optional*, defaults to `"sobel"`):
             Derivative of the gradient loss: `"sobel"` (divided by 8) or `"forward"` differences.
-        mask_threshold (`float`, *optional*, defaults to 0.5):
-            Alpha above which a pixel belongs to the object.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new weights (3 x 3 convolutions before a norm: Kaiming).
 
@@ -73,7 +71,6 @@ class ZimLabelConverterConfig(HubMixin, PreTrainedConfig):
     refinement_loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 2.0, 3.0)
     gradient_loss_weight: float | int = 10.0
     gradient_filter: Literal["sobel", "forward"] = "sobel"
-    mask_threshold: float = 0.5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

@@ -71,8 +71,6 @@ class ZimConfig(HubMixin, PreTrainedConfig):
         cross_entropy_loss_weight (`float`, *optional*, defaults to 0):
             Weight of a binary cross entropy, which is not the paper's: small models on random layers need it, as the other
             terms hardly have gradients at mattes that are empty.
-        mask_threshold (`float`, *optional*, defaults to 0.5):
-            Alpha above which a pixel belongs to the object.
         everything (`dict`, *optional*):
             Arguments of the "matte everything" mode that fit this checkpoint; call arguments win.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -119,7 +117,6 @@ class ZimConfig(HubMixin, PreTrainedConfig):
     multimask_loss: bool = True
     iou_loss_weight: float | int = 1.0
     cross_entropy_loss_weight: float | int = 0.0
-    mask_threshold: float = 0.5
     everything: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False

@@ -33,6 +33,21 @@ class MattingLoss(NamedTuple):
     cross_entropy: Tensor | None = None
 
 
+def check_mattes(labels: Tensor) -> Tensor:
+    """The labels, (..., h, w).
+
+    Raises:
+        ValueError: for what is no matte (255 instead of 1, NaN).
+    """
+    high = labels.max()
+    if not bool(high <= 1):  # also false for NaN
+        raise ValueError(
+            f"labels are mattes in [0, 1] (negative: left out), got a maximum of {high.item():g}: divide 8-bit mattes by "
+            "255, 16-bit mattes by 65535."
+        )
+    return labels
+
+
 def l1_loss(alphas: Tensor, targets: Tensor) -> Tensor:
     """Mean over the last two axes of |alpha - target| where the target is not negative; 0 where nothing counts."""
     counted = targets >= 0
@@ -156,6 +171,7 @@ def matting_loss(
 __all__ = [
     "GRADIENT_FILTERS",
     "MattingLoss",
+    "check_mattes",
     "cross_entropy_loss",
     "gradient_loss",
     "l1_loss",

@@ -32,7 +32,11 @@ class MapModulation:
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Scores (R, *, S) or (heads, R, *, S), changed. A position whose map is 0 asks all tokens alike."""
-        return (scores * self.maps.to(scores.dtype)).masked_fill(self.maps == 0, self.fill)
+        return (scores * self.maps.to(scores.dtype)).masked_fill(self.maps == 0, self._fill(scores.dtype))
+
+    def _fill(self, dtype: torch.dtype) -> float:
+        """The fill, finite and within the range of the scores: a box without a cell looks everywhere alike."""
+        return max(self.fill, torch.finfo(dtype).min)
 
     def attend(
         self, attention: SamAttention, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None
@@ -51,7 +55,9 @@ class MapModulation:
             query = query * weights.to(query.dtype)
         else:
             key = key * weights.to(key.dtype)
-            outside = torch.zeros_like(self.maps, dtype=query.dtype).masked_fill(self.maps == 0, self.fill)
+            outside = torch.zeros_like(self.maps, dtype=query.dtype).masked_fill(
+                self.maps == 0, self._fill(query.dtype)
+            )
             attention_similarity = outside[:, None]  # (R, 1, 1, S)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
         out, probabilities = attend(

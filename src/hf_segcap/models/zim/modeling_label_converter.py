@@ -26,9 +26,10 @@ from transformers.utils.generic import can_return_tuple
 from ...hub import CompleteCheckpointMixin, HubMixin
 from ..sam.frame import resize_positions
 from ..sam.losses import resize_logits
+from ..sam.region_model import check_policy
 from .configuration_label_converter import STRIDES, ZimLabelConverterConfig
 from .detail_decoder import ZimConvBlock, ZimFusionBlock
-from .losses import gradient_loss, l1_loss
+from .losses import check_mattes, gradient_loss, l1_loss
 
 # Pixels that are converted together where no gradient is kept
 _CPU_PIXELS, _GPU_PIXELS = 2**20, 2**23
@@ -192,6 +193,7 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     incomplete_checkpoint_hint = "To start a training from a Hiera checkpoint use ZimLabelConverter.from_hiera(hiera). No label converter was released."
+    accepts_loss_kwargs = False  # as in `SamRegionPreTrainedModel`
     supports_gradient_checkpointing = True
     _no_split_modules = ["HieraLayer"]
     _supports_sdpa = True
@@ -256,15 +258,8 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: for an unknown policy, or "+lora" without LoRA weights.
         """
-        if policy not in ("all", "decoder", "decoder+lora"):
-            raise ValueError(f"policy must be 'all', 'decoder' or 'decoder+lora', got {policy!r}.")
-        named = list(self.named_parameters())
-        if policy == "decoder+lora" and not any("lora_" in name for name, _ in named):
-            raise ValueError(
-                "policy 'decoder+lora' needs LoRA weights in the model: add them first, e.g. with "
-                "model.add_adapter(LoraConfig(target_modules=model.lora_target_modules))."
-            )
-        for name, parameter in named:
+        check_policy(self, policy)
+        for name, parameter in self.named_parameters():
             parameter.requires_grad_(policy == "all" or "lora_" in name or not name.startswith("backbone."))
         return self
 
@@ -406,13 +401,7 @@ def _check_labels(labels: Tensor, coarse_masks: Tensor) -> Tensor:
         raise ValueError(
             f"labels must have the shape of coarse_masks, {tuple(coarse_masks.shape)}, got {tuple(labels.shape)}."
         )
-    high = labels.max()
-    if not bool(high <= 1):  # also false for NaN
-        raise ValueError(
-            f"labels are mattes in [0, 1] (negative: left out), got a maximum of {high.item():g}: divide 8-bit mattes by "
-            "255, 16-bit mattes by 65535."
-        )
-    return labels
+    return check_mattes(labels)
 
 
 __all__ = ["ZimLabelConverter", "ZimLabelConverterOutput"]

@@ -31,7 +31,7 @@ from ..sam.two_way import SamTwoWayBlock
 from .attention_maps import prompt_attention_maps
 from .configuration_zim import ZimConfig
 from .detail_decoder import ZimConvBlock, ZimDetailEncoder, ZimMaskDecoder
-from .losses import matting_loss
+from .losses import check_mattes, matting_loss
 
 # Bytes of the pixel decoder's largest maps that are worked on together
 _CPU_BUDGET, _GPU_BUDGET = 2**27, 2**30
@@ -155,6 +155,10 @@ class ZimModel(SamRegionPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_encoder.get_input_embeddings()
 
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, 3, S, S) normalised pixels -> `image_embeddings` and `detail_features`, all that prompts need of an image."""
+        return self.get_image_embeddings(pixel_values), self.get_detail_features(pixel_values)
+
     def get_detail_features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, S, S) normalised pixels -> (B, c_i, S / 2, S / 2), (B, c_i, S / 4, S / 4), ...; once per image.
 
@@ -242,8 +246,8 @@ class ZimModel(SamRegionPreTrainedModel):
         given = [tuple(features.shape) for features in detail_features or ()]
         if given != shapes:
             raise ValueError(
-                f"image_embeddings come with detail_features of shapes {shapes}, got {given}: pass both results, of "
-                "get_image_embeddings(pixel_values) and get_detail_features(pixel_values)."
+                f"image_embeddings come with detail_features of shapes {shapes}, got {given}: pass both results of "
+                "encode_image(pixel_values)."
             )
         return image_embeddings, tuple(detail_features or ()), vision_outputs
 
@@ -272,7 +276,9 @@ class ZimModel(SamRegionPreTrainedModel):
         if labels is None:
             decoded = self.decode_rows(image_embeddings, detail_features, rows, selected, prompts_per_batch)
         else:
-            targets = _check_labels(rows.gather(labels))
+            if labels.ndim != 4:
+                raise ValueError(f"labels must have shape (B, P, h, w), one matte per prompt, got {labels.ndim} axes.")
+            targets = check_mattes(rows.gather(labels))
             decoded = self.decode_rows(image_embeddings, detail_features, rows, prompts_per_batch=prompts_per_batch)
             terms = self._loss(decoded, targets, rows)
             decoded = RowMasks(decoded.pred_masks[:, selected].detach(), decoded.iou_scores[:, selected].detach())
@@ -366,7 +372,7 @@ class ZimForMatting(ZimModel):
         Args:
             pixel_values (B, 3, S, S): normalised and padded images, or
             image_embeddings (B, C, g, g) and detail_features (tuple of (B, c_i, S / 2, S / 2), (B, c_i, S / 4, S / 4), ...):
-                results of `get_image_embeddings` and `get_detail_features`.
+                results of `encode_image`.
             input_points (B, P, n, 2): x y in pixels of the padded model frame.
             point_labels (B, P, n): 1 inside, 0 outside, -1 not a point, -2 absent (padding); default all 1.
             input_boxes (B, P, 4): x0 y0 x1 y1 in pixels of the padded model frame. See `config.joint_prompts` for objects
@@ -377,7 +383,8 @@ class ZimForMatting(ZimModel):
             prompts_per_batch: without gradients, at most so many prompts are decoded at a time, to bound memory (with
                 `output_attentions` all at once).
             labels (B, P, h, w): target mattes in [0, 1], padded model frame at any resolution. Negative: the pixel does
-                not count (use it for padding).
+                not count (use it for padding). With transformers' own `Trainer`, give `TrainingArguments(label_names=["labels"])`: it would
+                count `point_labels` among the labels and report no `eval_loss` without them.
 
         Raises:
             ValueError: for missing or contradicting inputs, or labels above 1.
@@ -404,19 +411,6 @@ def _details_of(projected: Sequence[Tensor], image_index: Tensor) -> list[Tensor
     if bool((image_index == first).all()):
         return [details[first : first + 1] for details in projected]
     return [details[image_index] for details in projected]
-
-
-def _check_labels(labels: Tensor) -> Tensor:
-    """Raises for labels that are no mattes (255 instead of 1, NaN)."""
-    if labels.ndim != 3:
-        raise ValueError(f"labels must have shape (B, P, h, w), one matte per prompt, got {labels.ndim + 1} axes.")
-    high = labels.max()
-    if not bool(high <= 1):  # also false for NaN
-        raise ValueError(
-            f"labels are mattes in [0, 1] (negative: left out), got a maximum of {high.item():g}: divide 8-bit mattes by "
-            "255, 16-bit mattes by 65535."
-        )
-    return labels
 
 
 __all__ = ["ZimForMatting", "ZimMattingOutput", "ZimModel"]

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,6 @@ class ZimOnnxForMatting(nn.Module):
         self._start(list(providers or [_CPU]))
         self.feature_names = self._check_graphs()
         self.config = self._config(config)
-        self._latest: tuple[weakref.ref, int, list[Tensor]] | None = None
         self.eval()
 
     @classmethod
@@ -164,7 +163,7 @@ class ZimOnnxForMatting(nn.Module):
 
     def _config(self, config: ZimConfig | None) -> ZimConfig:
         """The configuration with the sizes of the graphs."""
-        config = ZimConfig() if config is None else config
+        config = ZimConfig() if config is None else copy.deepcopy(config)
         side = self.encoder.get_inputs()[0].shape[-1]
         side = side if isinstance(side, int) else _OFFICIAL_IMAGE_SIZE
         shapes = {item.name: item.shape for item in self.decoder.get_inputs()}
@@ -220,15 +219,9 @@ class ZimOnnxForMatting(nn.Module):
 
     # --- images --------------------------------------------------------------------------------------------------------
 
-    def encode(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, 3, S, S) normalised pixels -> embeddings, then details, of one pass.
-
-        The latest are kept as long as their pixels are: others ask for them one by one.
-        """
-        version = 0 if pixel_values.is_inference() else pixel_values._version
-        latest = self._latest
-        if latest is not None and latest[0]() is pixel_values and latest[1] == version:
-            return latest[2]
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, 3, S, S) normalised pixels -> embeddings and details, as `get_image_embeddings` and `get_detail_features` give
+        them, of one pass: the expensive one, once per image."""
         side = self.config.vision_config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[-2:] != (side, side):
             raise ValueError(
@@ -238,20 +231,16 @@ class ZimOnnxForMatting(nn.Module):
         name = self.encoder.get_inputs()[0].name
         images = _array(pixel_values)
         outputs = [self.encoder.run(None, {name: images[i : i + 1]}) for i in range(len(images))]
-        encoded = [torch.from_numpy(np.concatenate(items)) for items in zip(*outputs)]
-        self._latest = (weakref.ref(pixel_values), version, encoded)
-        return encoded
+        embeddings, *details = (torch.from_numpy(np.concatenate(items)) for items in zip(*outputs))
+        return embeddings, tuple(details)
 
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, C, g, g); the expensive pass, once per image."""
-        return self.encode(pixel_values)[0]
+        """(B, 3, S, S) normalised pixels -> (B, C, g, g)."""
+        return self.encode_image(pixel_values)[0]
 
     def get_detail_features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, S, S) normalised pixels -> (B, c_i, S / 2, S / 2), (B, c_i, S / 4, S / 4), ...
-
-        No second pass if the embeddings of these pixels were asked for right before.
-        """
-        return tuple(self.encode(pixel_values)[1:])
+        """(B, 3, S, S) normalised pixels -> (B, c_i, S / 2, S / 2), (B, c_i, S / 4, S / 4), ..."""
+        return self.encode_image(pixel_values)[1]
 
     # --- prompts -------------------------------------------------------------------------------------------------------
 
@@ -334,13 +323,12 @@ class ZimOnnxForMatting(nn.Module):
             raise ValueError("Give exactly one of pixel_values and image_embeddings.")
         if (image_embeddings is None) != (detail_features is None):
             raise ValueError(
-                "Give pixel_values, or image_embeddings with detail_features: both results, of "
-                "get_image_embeddings(pixel_values) and get_detail_features(pixel_values)."
+                "Give pixel_values, or image_embeddings with detail_features: both results of encode_image(pixel_values)."
             )
         if prompts_per_batch is not None and prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch must be at least 1, got {prompts_per_batch}.")
         if pixel_values is not None:
-            image_embeddings, *detail_features = self.encode(pixel_values)
+            image_embeddings, detail_features = self.encode_image(pixel_values)
         assert image_embeddings is not None and detail_features is not None
         if len(detail_features) != len(self.feature_names):
             raise ValueError(f"Expected {len(self.feature_names)} detail_features, got {len(detail_features)}.")
@@ -496,7 +484,8 @@ def _choose(source: str, pairs: dict[str, list[str]], variant: str | None, subfo
         wanted = f"variant={variant!r}" if subfolder is None else f"subfolder={subfolder!r}"
         raise ValueError(f"{source} has {ENCODER_FILE} and {DECODER_FILE} in {named}, but not in {wanted}.")
     raise ValueError(
-        f"{source} has several pairs of {ENCODER_FILE} and {DECODER_FILE}, in {named}: choose one with subfolder=."
+        f"{source} has several pairs of {ENCODER_FILE} and {DECODER_FILE}, in {named}: choose one with subfolder= (in a "
+        "pipeline: model_kwargs={'subfolder': ...})."
     )
 
 

@@ -156,7 +156,7 @@ class ZimProcessor(SamPromptProcessor):
             sizes = [(picture.height, picture.width) for picture in pictures]
             raise ValueError(f"The images have the (height, width) {sizes}, but the original sizes are {old}.")
         result = []
-        for i, logits in enumerate(alphas):
+        for i, logits in enumerate(map(torch.as_tensor, alphas)):
             if prompt_mask is not None:
                 logits = logits[prompt_mask[i].to(logits.device)]
             guide = None
