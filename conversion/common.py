@@ -123,20 +123,36 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Any]]:
             f"{file} cannot be read: besides tensors it holds Python objects, which could run code; save its state dict alone "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, OSError, SafetensorError) as error:
         raise _damaged(file, error) from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a dictionary of tensors (a state dict)")
+    if not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{file} holds a dictionary whose keys are no names, expected a state dict")
     yield from content.items()
 
 
 def _damaged(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{file} cannot be read: it is damaged or incomplete; fetch it again ({error})")
+    return ValueError(
+        f"{file} cannot be read: it is damaged or incomplete; fetch it again ({str(error).split('. ')[0]})"
+    )
 
 
 def most_common_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    """Dtype of most of the floating-point tensors."""
-    return Counter(tensor.dtype for tensor in tensors if tensor.is_floating_point()).most_common(1)[0][0]
+    """Dtype of most of the floating-point tensors.
+
+    Raises:
+        ValueError: there are none.
+    """
+    counts = Counter(tensor.dtype for tensor in tensors)
+    floating = [dtype for dtype, _ in counts.most_common() if dtype.is_floating_point]
+    if not floating:
+        raise ValueError(
+            f"the weights are {', '.join(map(str, counts))}: expected floating point numbers, not quantised ones"
+        )
+    return floating[0]
 
 
 def compare_tensors(
@@ -158,6 +174,8 @@ def compare_tensors(
             ignored.append(key)
             continue
         expected = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if expected.is_floating_point() and not bool(expected.isfinite().all()):
+            raise ValueError(f"the tensor {key!r} holds NaN or infinity")
         if not torch.equal(state[key], expected):
             raise ValueError(f"the tensor {key!r} differs from the official one after writing and loading it again")
         if expected.dtype != tensor.dtype:

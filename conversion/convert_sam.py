@@ -60,7 +60,7 @@ DECODER_HEADS = 8
 # (width, blocks) of the released image encoders
 _VARIANTS = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "net")
+_WRAPPERS = ("model", "checkpoint", "state_dict", "model_state_dict", "sam", "net")
 _PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 # Official code keeps these with the weights in some versions; they are constants of the image processor.
 _CONSTANTS = ("pixel_mean", "pixel_std")
@@ -220,7 +220,7 @@ def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]], decoder_heads: in
     global_blocks, window_size = attention_windows([table[0] for table in tables], grid)
     hidden_size = shapes["image_encoder.neck.0.weight"][0]
     decoder_layers = _count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.norm1\.weight")
-    if hidden_size % decoder_heads:
+    if decoder_heads < 1 or hidden_size % decoder_heads:
         raise ValueError(f"a mask decoder of width {hidden_size} cannot have {decoder_heads} heads")
     inner = shapes["mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"][0]
     sizes = {"image_size": grid * patch_size, "patch_size": patch_size}
@@ -295,9 +295,10 @@ def official_state_dict(content: Mapping[str, Any]) -> tuple[dict[str, torch.Ten
     Raises:
         ValueError: there is no SAM state dict; the message says what else it looks like.
     """
-    wrapped = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
-    ignored = [] if not wrapped else [key for key in content if content[key] is not wrapped[0]]
-    content = wrapped[0] if wrapped else content
+    ignored: list[str] = []
+    while wrapped := [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]:
+        ignored += [key for key in content if content[key] is not wrapped[0]]
+        content = wrapped[0]
     tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
     ignored += [key for key in content if key not in tensors]
     if not tensors:

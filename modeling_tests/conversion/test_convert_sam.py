@@ -193,6 +193,7 @@ def test_converted_folder_is_complete(tmp_path: Path, official: dict[str, torch.
 WRAPPINGS = {
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}, "epoch": 3},
     "state_dict": lambda state: {"state_dict": state},
+    "state_dict in checkpoint": lambda state: {"checkpoint": {"state_dict": state}},
     "module.": lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
     "sam.": lambda state: {f"sam.{key}": tensor for key, tensor in state.items()},
     "model.": lambda state: {f"model.{key}": tensor for key, tensor in state.items()},
@@ -282,6 +283,8 @@ def test_relatives_are_refused_by_name(
         (lambda s: {"weight": torch.ones(1)}, "this is no SAM checkpoint"),
         (lambda s: {"epoch": 3}, "holds no tensors"),
         (lambda s: [1, 2], "holds a list, expected a dictionary of tensors"),
+        (lambda s: dict(enumerate(s.values())), "whose keys are no names"),
+        (lambda s: {k: t.to(torch.int8) for k, t in s.items()}, "the weights are torch.int8: expected floating point"),
     ],
 )
 def test_incomplete_and_foreign_files_are_refused(
@@ -295,13 +298,24 @@ def test_incomplete_and_foreign_files_are_refused(
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "sam.pth"
-    for content in (OFFICIAL.read_bytes()[:300_000], b"<html>not found</html>", b""):
+    for content in (OFFICIAL.read_bytes()[:300_000], OFFICIAL.read_bytes()[:20_000], b"<html>not found</html>", b""):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="sam.pth cannot be read: it is damaged or incomplete"):
+        with pytest.raises(ValueError, match="sam.pth cannot be read: it is damaged or incomplete") as caught:
             convert_sam(file, tmp_path / "out")
+        assert "weights_only" not in str(caught.value)  # torch advises to turn it off
     (tmp_path / "sam.safetensors").write_bytes(b"12345678{")
     with pytest.raises(ValueError, match="sam.safetensors cannot be read: it is damaged or incomplete"):
         convert_sam(tmp_path / "sam.safetensors", tmp_path / "out")
+
+
+def test_numbers_that_are_none_and_heads_that_cannot_be(tmp_path: Path, official: dict[str, torch.Tensor]) -> None:
+    name = "mask_decoder.iou_token.weight"
+    torch.save({**official, name: official[name] * torch.nan}, tmp_path / "sam.pth")
+    with pytest.raises(ValueError, match="iou_token.weight' holds NaN or infinity"):
+        convert_sam(tmp_path / "sam.pth", tmp_path / "out")
+    for heads in (0, -1):
+        with pytest.raises(ValueError, match=f"cannot have {heads} heads"):
+            convert_sam(OFFICIAL, tmp_path / "other", decoder_heads=heads)
 
 
 def test_pickled_objects_are_refused(tmp_path: Path, official: dict[str, torch.Tensor]) -> None:
