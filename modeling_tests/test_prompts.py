@@ -228,6 +228,39 @@ def test_mixed_kinds_leave_gaps():
 
 
 @pytest.mark.parametrize(
+    "sizes, prompts, boxes, points, masks",
+    [
+        (ONE, {"boxes": [None], "points": [[2, 3]]}, [[False]], [[True]], None),
+        (ONE, {"boxes": [[1, 1, 5, 5]], "points": [[]]}, [[True]], [[False]], None),
+        (ONE, {"boxes": [[1, 1, 5, 5]], "masks": [None]}, [[True]], None, [[False]]),
+        (ONE, {"boxes": [[1, 1, 5, 5]] * 2, "points": [[], []]}, [[True, True]], [[False, False]], None),
+        (ONE, {"boxes": [None, None], "points": [[2, 3], [4, 5]]}, [[False, False]], [[True, True]], None),
+        (TWO, {"boxes": [[[1, 1, 5, 5]]] * 2, "points": [[[]], [[]]]}, [[True], [True]], [[False], [False]], None),
+        (
+            TWO,
+            {"boxes": [None, [[1, 1, 5, 5]]], "points": [[[[2, 3]]], [[]]]},
+            [[False], [True]],
+            [[True], [False]],
+            None,
+        ),
+        (ONE, {"boxes": [None], "counts": [2]}, [[False, False]], None, None),
+    ],
+)
+def test_a_kind_may_lack_in_every_prompt_of_an_image(sizes, prompts, boxes, points, masks):
+    parsed = parse_prompts(sizes, **prompts, mixed=True)
+    assert parsed.prompt_mask.all() and parsed.prompt_mask.shape == torch.tensor(boxes).shape
+    for wanted, flags in ((boxes, parsed.has_box), (masks, parsed.has_mask)):
+        given = parsed.prompt_mask if flags is None else flags
+        assert wanted is None or given.tolist() == wanted
+    if points is not None:
+        labels = parsed.point_labels
+        given = torch.zeros_like(parsed.prompt_mask) if labels is None else (labels != PADDING_LABEL).any(-1)
+        assert given.tolist() == points
+    if masks is not None:
+        assert [len(stack) for stack in parsed.masks] == parsed.counts
+
+
+@pytest.mark.parametrize(
     "points, labels",
     [
         (None, [1]),

@@ -164,7 +164,7 @@ def tiny_sam_promptable_config(*, text: bool = False, **overrides: Any) -> SamPr
 
     parts = {name: {**fields, **overrides.pop(name, {})} for name, fields in _SAM_PARTS.items()}
     if text:
-        parts["text_config"] = tiny_clip_text_config()
+        parts |= {"text_config": tiny_clip_text_config(), "text_trained": True}
     return SamPromptableConfig(**parts, **overrides)
 
 

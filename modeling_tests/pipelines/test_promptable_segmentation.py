@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import SamModel, pipeline
 
 from hf_segcap import SamForPromptableSegmentation, SamPromptableProcessor
+from hf_segcap.assets import bundled_model
 from hf_segcap.masks import decode_rle
 from hf_segcap.pipelines.promptable_segmentation import to_official_records
 from hf_segcap.records import read_sa1b, write_sa1b
@@ -56,6 +57,22 @@ def test_objects_with_different_prompts_in_one_call():
         *pipe(IMAGE, boxes=[BOX], points=[[POINT]]),
     ]
     assert same(mixed, alone)
+
+
+def test_the_only_object_may_lack_a_kind():
+    pipe = segmenter()
+    assert same(pipe(IMAGE, boxes=[None], points=[POINT]), pipe(IMAGE, points=POINT))
+    assert same(pipe(IMAGE, boxes=[BOX], points=[[]], masks=[None]), pipe(IMAGE, boxes=BOX))
+
+
+def test_words_beside_other_prompts(tmp_path):
+    words = pipeline(
+        "promptable-segmentation", model=bundled_model("promptable-segmentation", "text"), dtype="float16"
+    )
+    assert same(words(IMAGE, text=["star"], boxes=[None]), words(IMAGE, text="star"), atol=1e-3)
+    assert words(IMAGE, text=[]) == [] and words(IMAGE, boxes=[], text=[]) == []
+    words.save_pretrained(tmp_path)  # a tokenizer would save the dtype, which is no JSON
+    assert "dtype" not in (tmp_path / "tokenizer_config.json").read_text()
 
 
 def test_batches_equal_single_calls():

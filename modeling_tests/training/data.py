@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from modeling_tests.tiny import random_image
@@ -59,6 +61,21 @@ def arguments(output: Path | str, **options: Any) -> TrainingArguments:
 def logged_losses(trainer: Any) -> list[float]:
     """The loss of every logged step."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def assert_loss_is_the_plain_mean(
+    trainer: Any, rows: list[dict[str, Any]], collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+) -> None:
+    """One step over two micro-batches of two rows reports the mean of their losses, not a sum or a count of labels."""
+    model = trainer.model.train()
+    with torch.no_grad():
+        expected = np.mean([model(**collator(rows[i : i + 2])).loss.item() for i in (0, 2)])
+    trainer.train()
+    assert logged_losses(trainer)[0] == pytest.approx(expected, rel=1e-4)
+
+
+# For `assert_loss_is_the_plain_mean`, with batches of two.
+ONE_STEP_OF_TWO = {"max_steps": 1, "gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"}
 
 
 def run_two_processes(folder: Path, script: str, *options: str | Path) -> None:

@@ -18,8 +18,10 @@ from hf_segcap.training.run import build_model, train
 from hf_segcap.training.trainer import SegCapTrainer
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_label_converter, tiny_label_converter_processor
 from modeling_tests.training.data import (
+    ONE_STEP_OF_TWO,
     TRAIN_AND_REPORT,
     arguments,
+    assert_loss_is_the_plain_mean,
     assert_ranks_agree,
     logged_losses,
     run_two_processes,
@@ -51,6 +53,13 @@ def make_trainer(output, model=None, **options):
         train_dataset=make_rows(),
         eval_dataset=make_rows(),
     )
+
+
+def test_loss_is_the_plain_mean_with_gradient_accumulation(tmp_path):
+    collator = LabelCollator(tiny_label_converter_processor(), train=False)
+    trainer = make_trainer(tmp_path, tiny_label_converter(training_refinement_width=[3, 3]), **ONE_STEP_OF_TWO)
+    trainer.data_collator = collator
+    assert_loss_is_the_plain_mean(trainer, make_rows(), collator)
 
 
 def test_it_learns_mattes(tmp_path):

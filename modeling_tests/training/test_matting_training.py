@@ -20,8 +20,10 @@ from hf_segcap.training.run import build_model, train
 from hf_segcap.training.trainer import SegCapTrainer
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_sam_promptable, tiny_zim, tiny_zim_processor
 from modeling_tests.training.data import (
+    ONE_STEP_OF_TWO,
     TRAIN_AND_REPORT,
     arguments,
+    assert_loss_is_the_plain_mean,
     assert_ranks_agree,
     logged_losses,
     run_two_processes,
@@ -63,6 +65,12 @@ def make_trainer(output, trainer_class=SegCapTrainer, model=None, rows=None, col
         train_dataset=make_rows() if rows is None else rows,
         **kwargs,
     )
+
+
+def test_loss_is_the_plain_mean_with_gradient_accumulation(tmp_path):
+    rows, collator = make_rows(4), MatteCollator(PROCESSOR, train=False)
+    trainer = make_trainer(tmp_path, rows=rows, collator=collator, options=ONE_STEP_OF_TWO)
+    assert_loss_is_the_plain_mean(trainer, rows, collator)
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, SegCapTrainer])

@@ -17,8 +17,10 @@ from hf_segcap.training.run import build_model, train
 from hf_segcap.training.trainer import SegCapTrainer
 from modeling_tests.tiny import IMAGE_SIZE, PATCH_SIZE, VOCABULARY, random_image, tiny_image_processor, tiny_tokenizer
 from modeling_tests.training.data import (
+    ONE_STEP_OF_TWO,
     TRAIN_AND_REPORT,
     arguments,
+    assert_loss_is_the_plain_mean,
     assert_ranks_agree,
     logged_losses,
     run_two_processes,
@@ -92,6 +94,14 @@ def make_trainer(output, trainer_class=SegCapTrainer, model=None, rows=None, col
         train_dataset=make_rows() if rows is None else rows,
         **kwargs,
     )
+
+
+def test_loss_is_the_plain_mean_with_gradient_accumulation(tmp_path):
+    rows, collator = make_rows(4), MaskCollator(PROCESSOR, train=False, label_size=32, prompt_kinds={"box": 1.0})
+    trainer = make_trainer(
+        tmp_path, model=tiny_sam(interactive_rounds=1), rows=rows, collator=collator, options=ONE_STEP_OF_TWO
+    )
+    assert_loss_is_the_plain_mean(trainer, rows, collator)
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, SegCapTrainer])

@@ -11,8 +11,10 @@ from hf_segcap.data.collator import RegionCollator
 from hf_segcap.training.trainer import SegCapTrainer, caption_metrics, decode_captions
 from modeling_tests.tiny import END_ID, IMAGE_SIZE, PAD_ID, tiny_processor, tiny_sam_caption
 from modeling_tests.training.data import (
+    ONE_STEP_OF_TWO,
     TRAIN_AND_REPORT,
     arguments,
+    assert_loss_is_the_plain_mean,
     assert_ranks_agree,
     logged_losses,
     make_rows,
@@ -101,16 +103,9 @@ def test_plain_trainer_trains_and_evaluates(tmp_path, processor):
 
 
 def test_loss_is_the_plain_mean_with_gradient_accumulation(tmp_path, processor):
-    # One step over two micro-batches reports the mean of their losses, not a sum or a count of shifted labels.
-    rows = make_rows(4)
-    collator = RegionCollator(processor, train=False)
-    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"}
-    trainer = make_trainer(tmp_path, processor, rows=rows, collator=collator, options=options)
-    model = trainer.model
-    with torch.no_grad():
-        expected = np.mean([model(**collator(rows[i : i + 2])).loss.item() for i in (0, 2)])
-    trainer.train()
-    assert logged_losses(trainer)[0] == pytest.approx(expected, rel=1e-4)
+    rows, collator = make_rows(4), RegionCollator(processor, train=False)
+    trainer = make_trainer(tmp_path, processor, rows=rows, collator=collator, options=ONE_STEP_OF_TWO)
+    assert_loss_is_the_plain_mean(trainer, rows, collator)
 
 
 def test_evaluation_uses_its_own_collator_and_pads_ragged_batches(tmp_path, processor):

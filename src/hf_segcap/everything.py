@@ -110,10 +110,11 @@ class GeneratorSettings:
             )
 
     def _checked_grids(self, grids: Any) -> tuple[tuple[tuple[float, float], ...], ...]:
-        if len(grids) != self.crop_n_layers + 1:
+        number = len(grids) if isinstance(grids, (list, tuple, np.ndarray)) else 0
+        if number != self.crop_n_layers + 1:
             raise ValueError(
-                f"`point_grids` needs one grid for the whole image and one per crop layer, {self.crop_n_layers + 1} in "
-                f"all, got {len(grids)}."
+                f"`point_grids` needs a list with one grid for the whole image and one per crop layer, "
+                f"{self.crop_n_layers + 1} in all, got {number or repr(grids)}."
             )
         checked = []
         for layer, grid in enumerate(grids):

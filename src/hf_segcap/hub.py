@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import transformers
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -123,10 +124,18 @@ class CompleteCheckpointMixin:
         """As `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: if weights are missing from the checkpoint: the answers of random weights look like answers.
+            ValueError: if weights are missing from the checkpoint (the answers of random weights look like answers), or
+                their file is damaged.
         """
         want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} are damaged or incomplete, fetch them again ({error})"
+            ) from error
         missing = sorted(info["missing_keys"])
         if pretrained_model_name_or_path is not None and missing:
             raise ValueError(

@@ -88,6 +88,7 @@ def parse_prompts(
     *,
     low_res_mask_size: int = 256,
     mixed: bool = False,
+    counts: Sequence[int] | None = None,
 ) -> RegionPrompts | None:
     """Checks the prompts of a batch of images and pads them to common sizes. Coordinates stay in original-image pixels.
 
@@ -104,7 +105,9 @@ def parse_prompts(
             pixel set; or float masks of exactly `low_res_mask_size` x `low_res_mask_size`: logits of an earlier
             prediction, passed on as they are.
         low_res_mask_size: side L of the model's low-resolution masks.
-        mixed: a prompt may lack a kind that others have: None instead of its box or mask, an empty list of points.
+        mixed: a prompt may lack a kind that others have: None instead of its box or mask, an empty list of points. An image
+            without any prompt of a kind lacks it in all of its prompts.
+        counts: with `mixed`, the number of prompts of each image as other kinds (text) have it.
 
     Returns:
         `RegionPrompts`, or None if no prompt argument was given.
@@ -124,7 +127,9 @@ def parse_prompts(
     box_lists = None if boxes is None else _read_boxes(boxes, sizes, mixed)
     point_lists = None if points is None else _read_points(points, point_labels, sizes)
     mask_lists, masks_present = (None, []) if masks is None else _read_masks(masks, sizes, low_res_mask_size, mixed)
-    counts = _common_counts(box_lists, point_lists, mask_lists)
+    if mixed:
+        _fill_gaps((box_lists, []), (point_lists, ([], [])), (masks_present, False), counts=counts, batch=len(sizes))
+    counts = _common_counts(box_lists, point_lists, mask_lists if mask_lists is None else masks_present)
 
     batch, width = len(sizes), max(counts, default=0)
     prompt_mask = torch.arange(width)[None, :] < torch.tensor(counts, dtype=torch.int64)[:, None]
@@ -153,6 +158,10 @@ def parse_prompts(
         has_mask = prompt_mask.clone()
         for i, present in enumerate(masks_present):  # a single mask is for all prompts of its image
             has_mask[i, : counts[i]] = torch.tensor(present * counts[i] if len(present) == 1 else present)
+        mask_lists = [
+            stack if len(stack) else stack.new_zeros(len(present), *stack.shape[1:])
+            for stack, present in zip(mask_lists, masks_present)
+        ]
     has_box, has_mask = (
         None if flags is None or bool(flags[prompt_mask].all()) else flags for flags in (has_box, has_mask)
     )
@@ -190,9 +199,8 @@ def scale_prompts(
 
 def scale_points(points: torch.Tensor, original_size: tuple[int, int], reshaped_size: tuple[int, int]) -> torch.Tensor:
     """Points (..., 2) of one image, from its pixels to those of the model frame; sizes are (height, width)."""
-    prompts = RegionPrompts(None, points.reshape(1, -1, 1, 2), None, None, torch.ones(1, 1, dtype=torch.bool), [1])
-    scaled = scale_prompts(prompts, [original_size], [reshaped_size]).points
-    return torch.as_tensor(scaled).reshape(points.shape)
+    ratio = [reshaped_size[1] / original_size[1], reshaped_size[0] / original_size[0]]
+    return points * torch.tensor(ratio, dtype=points.dtype)
 
 
 def masks_to_low_res_logits(
@@ -302,10 +310,10 @@ def _read_points(points: Any, point_labels: Any, sizes: list[tuple[int, int]]) -
     nested = _to_nested(points, "points")
     depth = _depth(nested)
     labels = None if point_labels is None else _to_nested(point_labels, "point labels", allow_bool=True)
-    if not _no_prompts(nested, len(sizes)):
+    if not _no_prompts(nested, len(sizes)) and not (depth == 3 and _no_numbers(nested)):
         if depth in (1, 2) and len(sizes) == 1:
             prompts = [nested] if depth == 1 and nested else nested
-            nested = [[[point] for point in prompts]]
+            nested = [[[point] if point != [] else [] for point in prompts]]
         elif depth == 3 and len(sizes) == 1:
             nested = [nested]
         elif depth == 3:
@@ -523,6 +531,11 @@ def _no_prompts(nested: Any, num_images: int) -> bool:
     return isinstance(nested, list) and len(nested) == num_images and all(item == [] for item in nested)
 
 
+def _no_numbers(nested: Any) -> bool:
+    """Whether these are empty lists alone, however nested."""
+    return isinstance(nested, list) and all(map(_no_numbers, nested))
+
+
 def _check_image_level(nested: Any, num_images: int, name: str, forms: str) -> None:
     if not isinstance(nested, list) or len(nested) != num_images:
         got = f"{len(nested)} item(s) at the outermost level" if isinstance(nested, list) else "a single number"
@@ -543,8 +556,18 @@ def _check_numbers(values: Any, count: int, where: str, what: str, expected: str
         raise ValueError(f"{where}: {what} is {values}, expected finite numbers.")
 
 
+def _fill_gaps(*kinds: tuple[Any, Any], counts: Sequence[int] | None, batch: int) -> None:
+    """Writes gaps into the lists [image][prompt] of kinds (list or None, its gap) where an image has none of a kind."""
+    known = list(counts) if counts is not None and len(counts) == batch else [0] * batch
+    for i, count in enumerate(known):
+        count = max([count, *(len(lists[i]) for lists, _ in kinds if lists)])
+        for lists, gap in kinds:
+            if lists and not lists[i]:
+                lists[i] = [gap] * count
+
+
 def _common_counts(
-    boxes: list[list[list[float]]] | None, points: list[list[_Prompt]] | None, masks: list[torch.Tensor] | None
+    boxes: list[list[list[float]]] | None, points: list[list[_Prompt]] | None, masks: list[list[bool]] | None
 ) -> list[int]:
     """The number of prompts of each image, on which everything that was given must agree."""
     given = {"boxes": boxes, "point prompts": points, "masks": masks}

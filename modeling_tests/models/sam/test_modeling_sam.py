@@ -15,11 +15,11 @@ from transformers import (
     CLIPTextModelWithProjection,
     SamConfig,
     SamModel,
+    SamVisionConfig,
 )
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from hf_segcap import SamForPromptableSegmentation, SamPromptableConfig, SamPromptableProcessor
-from hf_segcap.models.sam.modeling_sam import logger
 from modeling_tests.tiny import (
     IMAGE_PROCESSOR_SIZES,
     IMAGE_SIZE,
@@ -247,8 +247,9 @@ def test_refinement_equals_feeding_back_by_hand(
             index = by_hand.best_mask_index[..., None, None, None]
             masks = by_hand.pred_masks.gather(2, index.expand(-1, -1, 1, *by_hand.pred_masks.shape[-2:]))[:, :, 0]
     close(output.pred_masks, by_hand.pred_masks)
-    with pytest.raises(ValueError, match="refine_steps must be 0 or more, got -1"):
-        model(image_embeddings=embeddings, **prompts, refine_steps=-1)
+    for steps in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match="refine_steps must be a whole number of 0 or more, got"):
+            model(image_embeddings=embeddings, **prompts, refine_steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,9 @@ def test_refinement_equals_feeding_back_by_hand(
             {"input_boxes": torch.zeros(2, 2, 4), "input_points": torch.zeros(2, 3, 1, 2)},
             "number of prompts per image differs",
         ),
+        ({"input_boxes": torch.zeros(2, 2, 3)}, r"input_boxes must have shape \(B, P, 4\), got \(2, 2, 3\)"),
+        ({"input_points": torch.zeros(2, 2, 1, 3)}, r"input_points must have shape \(B, P, n, 2\), got"),
+        ({"input_masks": torch.zeros(2, 2, 10, 10)}, r"logits of shape \(B, P, \d+, \d+\).* got masks of \(10, 10\)"),
         ({"text_embeds": torch.ones(2, 1, 20)}, "was not trained with text prompts .*add_text_prompts"),
         ({"input_ids": torch.ones(2, 1, 3).long()}, "no text model, as the released SAM checkpoints"),
         (
@@ -277,6 +281,12 @@ def test_bad_input(
 ) -> None:
     with pytest.raises(ValueError, match=message), torch.no_grad():
         model(image_embeddings=embeddings, **arguments)
+
+
+def test_names_of_transformers_sam_are_refused(model: SamForPromptableSegmentation, embeddings: torch.Tensor) -> None:
+    """It would take the points without their labels."""
+    with pytest.raises(TypeError, match="no argument input_labels: point_labels are meant"):
+        model(pixel_values=pictures(), input_points=torch.ones(2, 1, 1, 2), input_labels=torch.zeros(2, 1, 1))
 
 
 # --- text --------------------------------------------------------------------------------------------------------------
@@ -303,7 +313,7 @@ def clip_text_model() -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(CLIPTextConfig(**tiny_clip_text_config())).eval()
 
 
-def test_added_text_prompts_warn_until_trained(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_added_text_prompts_are_refused_until_trained(tmp_path: Path) -> None:
     model = tiny_sam_promptable()
     with torch.no_grad():
         before = model(pixel_values=pictures(), input_boxes=random_prompts(2, 2)["input_boxes"]).pred_masks
@@ -311,35 +321,39 @@ def test_added_text_prompts_warn_until_trained(caplog: pytest.LogCaptureFixture,
     ids = torch.randint(3, len(VOCABULARY), (2, 1, 4))
     expected = torch.nn.functional.normalize(clip_text_model()(input_ids=ids.flatten(0, 1)).text_embeds, dim=-1)
     close(model.get_text_embeds(ids)[:, 0], expected)
-    logger.warning_once.cache_clear()
-    logger.addHandler(caplog.handler)
-    try:
-        with torch.no_grad():
-            model(pixel_values=pictures(), input_ids=ids)
-            assert "The text projection of this model is new" in caplog.text
-            # nothing else changes
-            after = model(pixel_values=pictures(), input_boxes=random_prompts(2, 2)["input_boxes"]).pred_masks
-        assert torch.equal(before, after)
+    labels = torch.zeros(2, 1, 64, 64)
+    labels[..., 10:40, 10:40] = 1
 
-        model.train()
-        labels = torch.zeros(2, 1, 64, 64)
-        labels[..., 10:40, 10:40] = 1
-        model(pixel_values=pictures(), input_ids=ids, labels=labels).loss.backward()
-        assert model.text_projection.weight.grad.abs().max() > 0
-        assert all(parameter.grad is None for parameter in model.text_model.parameters())
-        assert not model.text_model.training and model.mask_decoder.training
-        logger.warning_once.cache_clear()
-        caplog.clear()
-        model.eval().save_pretrained(tmp_path)
-        reloaded = SamForPromptableSegmentation.from_pretrained(tmp_path).eval()
-        with torch.no_grad():
-            close(
-                reloaded(pixel_values=pictures(), input_ids=ids).iou_scores,
-                model(pixel_values=pictures(), input_ids=ids).iou_scores,
-            )
-        assert "text projection" not in caplog.text
-    finally:
-        logger.removeHandler(caplog.handler)
+    def assert_refused() -> None:
+        embeddings = model.get_image_embeddings(pictures())
+        with torch.no_grad(), pytest.raises(ValueError, match="was not trained with text prompts"):
+            model(image_embeddings=embeddings, input_ids=ids)
+        with torch.no_grad(), pytest.raises(ValueError, match="was not trained with text prompts"):
+            model.segment(embeddings, text_embeds=expected[:, None])
+
+    assert_refused()
+    with torch.no_grad():  # nothing else changes
+        after = model(pixel_values=pictures(), input_boxes=random_prompts(2, 2)["input_boxes"]).pred_masks
+        assert model(
+            pixel_values=pictures(), input_ids=ids, labels=labels
+        ).loss.isfinite()  # evaluation before training
+    assert torch.equal(before, after)
+    model.train().text_projection.requires_grad_(False)
+    model(pixel_values=pictures(), input_ids=ids, labels=labels)
+    assert_refused()  # it was not among what is trained
+
+    model.text_projection.requires_grad_(True)
+    model(pixel_values=pictures(), input_ids=ids, labels=labels).loss.backward()
+    assert model.text_projection.weight.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in model.text_model.parameters())
+    assert not model.text_model.training and model.mask_decoder.training
+    model.eval().save_pretrained(tmp_path)
+    reloaded = SamForPromptableSegmentation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        close(
+            reloaded(pixel_values=pictures(), input_ids=ids).iou_scores,
+            model(pixel_values=pictures(), input_ids=ids).iou_scores,
+        )
     with pytest.raises(ValueError, match="has text prompts already"):
         model.add_text_prompts(clip_text_model())
 
@@ -546,6 +560,20 @@ def test_reads_the_processor_of_transformers(sam_folder: Path) -> None:
     assert processor.image_processor.size["longest_edge"] == IMAGE_SIZE
     with pytest.raises(ValueError, match="the released SAM checkpoints know no text prompts"):
         processor(text="a dog")
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    tiny_sam_promptable().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"weights of {tmp_path} are damaged or incomplete"):
+        SamForPromptableSegmentation.from_pretrained(tmp_path)
+
+
+def test_transformers_vision_configuration_will_do() -> None:
+    config = tiny_sam_promptable_config()
+    config.vision_config = SamVisionConfig(**config.vision_config.to_dict())
+    assert SamForPromptableSegmentation(config).vision_encoder.layers[0].drop_path.rate == 0
 
 
 def test_incomplete_checkpoints_are_refused(sam_folder: Path, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ class RegionPipeline(PromptedImagePipeline):
             **given,
             low_res_mask_size=self.processor.low_res_mask_size,
             mixed=self.processor.mixed_prompts,
+            counts=None if text is None else self.processor.count_texts(text),
         )
         model_prompts: dict[str, torch.Tensor] = {}
         if parsed is not None:

@@ -99,7 +99,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
             1 / sqrt(E).
         text_centred (`bool`, *optional*, defaults to `False`):
             Subtract the mean text embedding that `centre_text` measured: images and texts lie apart in CLIP's space.
-        text_trained (`bool`, *optional*, defaults to `True`):
+        text_trained (`bool`, *optional*, defaults to `False`):
             False from `add_text_prompts` until the first training step with text: text prompts warn.
         interactive_rounds (`int`, *optional*, defaults to 1):
             Prompting rounds of a training step (SAM, appendix A: 11).
@@ -142,7 +142,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
     text_embed_dim: int | None = None
     text_scale: float | int = 1.0
     text_centred: bool = False
-    text_trained: bool = True
+    text_trained: bool = False
     interactive_rounds: int = 1
     supervise_all_iou: bool = False
     box_noise: Literal["normal", "uniform", "none"] = "normal"

@@ -158,8 +158,9 @@ class SamImageEncoder(SamVisionEncoder):
 
     def __init__(self, config):
         SamPreTrainedModel.__init__(self, config)  # transformers' constructor would build the layers that are replaced
-        if not 0.0 <= config.drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {config.drop_path_rate}")
+        drop_path_rate = getattr(config, "drop_path_rate", 0.0)  # transformers' SamVisionConfig has none
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
         self.image_size = config.image_size
         self.patch_embed = SamPatchEmbeddings(config)
         grid = config.image_size // config.patch_size
@@ -169,7 +170,7 @@ class SamImageEncoder(SamVisionEncoder):
             SamImageLayer(
                 config,
                 window_size=0 if i in config.global_attn_indexes else config.window_size,
-                drop_path_rate=config.drop_path_rate * i / last,
+                drop_path_rate=drop_path_rate * i / last,
             )
             for i in range(config.num_hidden_layers)
         )

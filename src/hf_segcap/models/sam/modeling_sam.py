@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -34,8 +34,6 @@ from .prompt_encoder import SamPositionEncoding, SamRowPromptEncoder
 from .prompt_rows import PromptRows
 from .region_model import SamRegionPreTrainedModel
 from .two_way import SamTwoWayBlock
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -187,19 +185,21 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         parts = self.decode_in_parts(image_embeddings, rows, decode)
         return RowMasks(*(torch.cat(field) for field in zip(*parts)))
 
+    def _check_text_trained(self) -> None:
+        if self.config.text_embed_dim is None or not self.config.text_trained:
+            raise ValueError(
+                "This checkpoint was not trained with text prompts (the released SAM checkpoints were not): use points, "
+                "boxes or masks, or add_text_prompts(clip) and train. (Trained elsewhere: config.text_trained = True.)"
+            )
+
     def _text_tokens(self, text_embeds: Tensor) -> Tensor:
         """(R, E) -> prompt tokens (R, 1, C)."""
         if self.config.text_embed_dim is None:
-            raise ValueError(
-                "This checkpoint was not trained with text prompts (the released SAM checkpoints were not): use points, "
-                "boxes or masks, or add_text_prompts(clip) and train."
-            )
+            self._check_text_trained()
         if text_embeds.shape[-1] != self.config.text_embed_dim:
             raise ValueError(
                 f"text_embeds must have {self.config.text_embed_dim} numbers each, got {text_embeds.shape[-1]}."
             )
-        if not self.config.text_trained:
-            logger.warning_once("The text projection of this model is new: its answers to text mean nothing yet.")
         embeds = nn.functional.normalize(text_embeds.float(), dim=-1) * self.config.text_scale
         return self.text_projection(embeds.to(self.text_projection.weight.dtype))[:, None]
 
@@ -216,6 +216,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         Returns:
             `pred_masks` (B, P, M, 4g, 4g) logits, `iou_scores` (B, P, M).
         """
+        if prompts.get("text_embeds") is not None:
+            self._check_text_trained()
         rows = PromptRows.from_inputs(len(image_embeddings), **prompts)
         masks, scores, _ = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
         return rows.scatter(masks), rows.scatter(scores)
@@ -261,6 +263,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             refine_steps: so many times, the best mask is fed back as mask prompt.
             labels (B, P, h, w): target masks in {0, 1}, padded model frame at any resolution. The loss is that of
                 `config.interactive_rounds` rounds; the first uses the prompts given, or one drawn from the label.
+                With transformers' own `Trainer`, give `TrainingArguments(label_names=["labels"])`: it would
+                count `point_labels` among the labels and report no `eval_loss` without them.
 
         Raises:
             ValueError: for missing or contradicting inputs.
@@ -271,6 +275,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             if text_embeds is not None:
                 raise ValueError("Give text_embeds or input_ids, not both.")
             text_embeds = self.get_text_embeds(input_ids, attention_mask)
+        if labels is None and text_embeds is not None:
+            self._check_text_trained()
         prompts = (input_points, input_boxes, input_masks, text_embeds)
         if prompt_mask is None and all(prompt is None for prompt in prompts):
             objects = 1 if labels is None else labels.shape[1]
@@ -305,8 +311,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         )
 
     def _predict(self, image_embeddings, rows: PromptRows, multimask_output: bool | None, refine_steps: int):
-        if refine_steps < 0:
-            raise ValueError(f"refine_steps must be 0 or more, got {refine_steps}.")
+        if not isinstance(refine_steps, int) or refine_steps < 0:
+            raise ValueError(f"refine_steps must be a whole number of 0 or more, got {refine_steps!r}.")
         masks, scores, best = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
         for _ in range(refine_steps):
             fed_back = masks[torch.arange(len(rows), device=masks.device), best]
@@ -318,7 +324,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         config = self.config
         generator = None
         if self.training:
-            if rows.text_embeds is not None:
+            if rows.text_embeds is not None and self.text_projection.weight.requires_grad:
                 config.text_trained = True
         else:  # the same prompts in every evaluation
             generator = torch.Generator(labels.device).manual_seed(0)
@@ -351,8 +357,7 @@ def select_masks(decoded: RowMasks, rows: PromptRows, multimask_output: bool | N
     masks, scores = decoded
     if multimask_output is None:
         # one point and its padding point, or one box: two tokens; more are unambiguous
-        penalty = (num_prompt_tokens(rows) - 2.5) * 1000
-        index = torch.cat([scores[:, :1].float() + penalty[:, None], scores[:, 1:].float()], dim=1).argmax(1)
+        index = torch.where(num_prompt_tokens(rows) > 2, 0, 1 + scores[:, 1:].argmax(1))
         chosen = torch.arange(len(masks), device=masks.device)
         masks, scores = masks[chosen, index][:, None], scores[chosen, index][:, None]
     else:

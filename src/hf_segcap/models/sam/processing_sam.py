@@ -110,9 +110,8 @@ class SamPromptableProcessor(SamPromptProcessor):
         elif prompts_given:
             raise ValueError("Prompts are scaled with their image: pass `images`, or its size as `original_sizes`.")
         if prompts_given:
-            data |= self._process_prompts(
-                data, input_boxes, input_points, point_labels, input_masks, options["images_kwargs"]
-            )
+            given = input_boxes, input_points, point_labels, input_masks
+            data |= self._process_prompts(data, *given, options["images_kwargs"], self.count_texts(text))
         if text is not None:
             batch = len(data["original_sizes"]) if "original_sizes" in data else None
             data |= self.text_to_model_inputs(text, batch, data.get("prompt_mask"), **options["text_kwargs"])
@@ -126,6 +125,14 @@ class SamPromptableProcessor(SamPromptProcessor):
         """What a call with images and text returns; other prompts come on top of it."""
         names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
         return names if self.tokenizer is None else [*names, "prompt_mask", "input_ids", "attention_mask"]
+
+    def count_texts(self, text: Any) -> list[int] | None:
+        """Texts of each image, where `text` (as in `__call__`) says how many objects there are."""
+        if not isinstance(text, (list, tuple)) or not text:
+            return None
+        if all(item is None or isinstance(item, str) for item in text):
+            return [len(text)]
+        return [len(items) if isinstance(items, (list, tuple)) else 0 for items in text]
 
     def text_to_model_inputs(
         self, text: Any, num_images: int | None, prompt_mask: torch.Tensor | None = None, **tokenizer_kwargs: Any
@@ -170,9 +177,11 @@ def _texts_per_object(text: Any, num_images: int | None, prompt_mask: torch.Tens
     if isinstance(text, str):
         counts = counts or [1] * (num_images or 1)
         return [[text] * count for count in counts]
-    if not isinstance(text, (list, tuple)) or not text:
+    if not isinstance(text, (list, tuple)):
         raise TypeError(f"`text` must be a str, a list of str or one list of str per image, got {text!r:.80}.")
-    if all(item is None or isinstance(item, str) for item in text):
+    if not text:
+        text = [[]] * (num_images or 1)
+    elif all(item is None or isinstance(item, str) for item in text):
         if num_images not in (None, 1):
             raise ValueError(f"`text` is a flat list, but there are {num_images} images: pass one list per image.")
         text = [text]

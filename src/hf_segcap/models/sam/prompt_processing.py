@@ -100,7 +100,7 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
             )
         frame = self.image_processor.pad_size
         result = []
-        for i, low_res in enumerate(pred_masks):
+        for i, low_res in enumerate(map(torch.as_tensor, pred_masks)):
             if prompt_mask is not None:
                 low_res = low_res[prompt_mask[i].to(low_res.device)]
             logits = upscale_masks(low_res, new[i], old[i], (frame["height"], frame["width"]))
@@ -109,6 +109,8 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        for name in ("dtype", "torch_dtype"):  # of the model; a tokenizer would save it
+            kwargs.pop(name, None)
         # Official folders may hold neither a processor nor an image processor: it follows from the model's config.json.
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         image_processor = None
@@ -136,6 +138,11 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
         overrides = {name: kwargs.pop(name) for name in options if name in kwargs}
         image_size, patch_size = vision.get("image_size", 1024), vision.get("patch_size", 16)
         return sam_image_processor(image_size, patch_size, backend=backend, **overrides)
+
+    def _merge_kwargs(self, *args: Any, **kwargs: Any) -> Any:
+        if "input_labels" in kwargs:  # would be ignored with a warning, and points outside taken for points inside
+            raise TypeError("input_labels, as transformers' SAM has it, is called point_labels here.")
+        return super()._merge_kwargs(*args, **kwargs)
 
     def _process_pixels(self, images: Any, options: dict[str, Any]) -> dict[str, Any]:
         options = dict(options, return_tensors="pt")
@@ -168,12 +175,26 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
         }
 
     def _process_prompts(
-        self, data: dict[str, Any], boxes: Any, points: Any, point_labels: Any, masks: Any, options: dict[str, Any]
+        self,
+        data: dict[str, Any],
+        boxes: Any,
+        points: Any,
+        point_labels: Any,
+        masks: Any,
+        options: dict[str, Any],
+        counts: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         old, new = data["original_sizes"].tolist(), data["reshaped_input_sizes"].tolist()
         low_res = self._longest_edge("mask_size", options)
         prompts = parse_prompts(
-            old, boxes, points, point_labels, masks, low_res_mask_size=low_res, mixed=self.mixed_prompts
+            old,
+            boxes,
+            points,
+            point_labels,
+            masks,
+            low_res_mask_size=low_res,
+            mixed=self.mixed_prompts,
+            counts=counts,
         )
         return {} if prompts is None else self.prompts_to_model_inputs(prompts, old, new, **options)
 

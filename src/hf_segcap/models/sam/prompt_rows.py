@@ -79,6 +79,10 @@ class PromptRows:
                 raise ValueError(
                     f"{name} must have shape {shape} with B = {batch_size} images, got {tuple(value.shape)}."
                 )
+        for name, size in (("input_boxes", 4), ("input_points", 2)):
+            value, _, shape = given[name]
+            if value is not None and value.shape[-1] != size:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}.")
         if input_points is not None and input_points.shape[2] == 0:
             raise ValueError(
                 f"input_points of shape {tuple(input_points.shape)} hold no point: leave them out. Prompts that have fewer "
@@ -86,7 +90,7 @@ class PromptRows:
             )
         nothing = input_boxes is None and input_points is None and input_masks is None and text_embeds is None
         if nothing and (prompts_required or prompt_mask is None):
-            raise ValueError("No prompt: give input_boxes, input_points or input_masks.")
+            raise ValueError("No prompt: give input_boxes, input_points or another kind that the model knows.")
         for flags, values in (("has_box", "input_boxes"), ("has_mask", "input_masks"), ("has_text", "text_embeds")):
             if given[flags][0] is not None and given[values][0] is None:
                 raise ValueError(f"{flags} was given without {values}: pass both, or neither.")

@@ -24,6 +24,7 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
 
     base_model_prefix = "model"
     main_input_name = "pixel_values"
+    accepts_loss_kwargs = False  # losses are means: Trainer itself divides by accumulation steps and processes
     supports_gradient_checkpointing = True
     _no_split_modules = ["SamImageLayer", "SamTwoWayBlock"]
     _supports_sdpa = True
@@ -58,13 +59,7 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
         Raises:
             ValueError: for an unknown policy, or "+lora" without LoRA weights.
         """
-        if policy not in ("decoder", "decoder+lora", "all"):
-            raise ValueError(f"policy must be 'decoder', 'decoder+lora' or 'all', got {policy!r}.")
-        if policy == "decoder+lora" and not any("lora_" in name for name, _ in self.named_parameters()):
-            raise ValueError(
-                "policy 'decoder+lora' needs LoRA weights in the model: add them first, e.g. with "
-                "model.add_adapter(LoraConfig(target_modules=model.lora_target_modules))."
-            )
+        check_policy(self, policy)
         for name, parameter in self.named_parameters():
             encoder = name.startswith("vision_encoder") and policy != "all"
             trained = "lora_" in name if encoder else not name.startswith(self.never_trained)
@@ -86,7 +81,16 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
     def encode_or_reuse(
         self, pixel_values: Tensor | None, image_embeddings: Tensor | None, **kwargs
     ) -> tuple[Tensor, ModelOutput | None]:
-        """Image embeddings from exactly one of the two, and the encoder's output if it ran."""
+        """Image embeddings from exactly one of the two, and the encoder's output if it ran.
+
+        Raises:
+            ValueError: both or none of them.
+            TypeError: a prompt among the other arguments, which the encoder would ignore: transformers' `input_labels`.
+        """
+        for name in kwargs:
+            if name.startswith(("input_", "point")):
+                hint = "point_labels are meant" if "label" in name else "this model knows no such prompt"
+                raise TypeError(f"{type(self).__name__} has no argument {name}: {hint}.")
         if pixel_values is None and image_embeddings is not None:
             return image_embeddings.to(self._stream_dtype), None
         if pixel_values is None or image_embeddings is not None:
@@ -118,6 +122,12 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
                 attention, whose weights are recorded in one piece.
             in_one_part: all rows at once, without gradients, too.
         """
+        side = 4 * image_embeddings.shape[-1]
+        if rows.masks is not None and rows.masks.shape[1:] != (side, side):
+            raise ValueError(
+                f"input_masks must be logits of shape (B, P, {side}, {side}), as the model predicts them, got masks of "
+                f"{tuple(rows.masks.shape[1:])}."
+            )
         image_embeddings = image_embeddings.to(self._stream_dtype)
         positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
         images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
@@ -148,10 +158,24 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
         return stream, tokens, token_mask
 
 
+def check_policy(model: nn.Module, policy: str) -> None:
+    """
+    Raises:
+        ValueError: for an unknown policy of `freeze_for`, or "+lora" without LoRA weights in the model.
+    """
+    if policy not in ("decoder", "decoder+lora", "all"):
+        raise ValueError(f"policy must be 'decoder', 'decoder+lora' or 'all', got {policy!r}.")
+    if policy == "decoder+lora" and not any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError(
+            "policy 'decoder+lora' needs LoRA weights in the model: add them first, e.g. with "
+            "model.add_adapter(LoraConfig(target_modules=model.lora_target_modules))."
+        )
+
+
 def _rows_per_part(image: Tensor) -> int:
     """Rows whose image streams are worked on together: about 8 MiB on a CPU (cache), 512 MiB elsewhere."""
     budget = 2**23 if image.device.type == "cpu" else 2**29
     return max(1, budget // (image[0].numel() * image.element_size()))
 
 
-__all__ = ["SamRegionPreTrainedModel"]
+__all__ = ["SamRegionPreTrainedModel", "check_policy"]

@@ -68,7 +68,6 @@ class SamCaptionPreTrainedModel(SamRegionPreTrainedModel):
     config: SamCaptionConfig
     hub_task = "region-captioning"
     input_modalities = ("image", "text")
-    accepts_loss_kwargs = False  # all L labels are predicted: Trainer would count L - 1
     _keys_to_ignore_on_load_unexpected = [
         *SamRegionPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"\.rotary_emb\.inv_freq$",
