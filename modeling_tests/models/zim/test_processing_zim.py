@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from hf_segcap import ZimProcessor
-from hf_segcap.models.zim.guided_filter import guided_upscale
+from hf_segcap.models.zim.guided_filter import GuidedUpscaler
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_sam_processor, tiny_zim, tiny_zim_processor
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "zim"
@@ -123,6 +123,10 @@ def test_upscaling_along_edges(processor: ZimProcessor) -> None:
     errors = [(matte - truth).abs().mean().item() for matte in (plain, guided)]
     assert errors[1] < 0.35 * errors[0]
     assert guided.min() >= 0 and guided.max() <= 1
+    upscaler = GuidedUpscaler(image)
+    for _ in range(2):  # what it remembers changes nothing
+        again = processor.post_process_alphas(*arguments, images=[upscaler])[0][0, 0]
+        assert torch.equal(again, guided)
     # an image of one colour has no edges to follow, and a small image needs none
     flat = processor.post_process_alphas(*arguments, images=[Image.new("RGB", (256, 256), "grey")])[0][0, 0]
     assert (flat - plain).abs().mean() < 0.01
@@ -137,7 +141,7 @@ def test_guided_upscaling_reproduces_linear_mattes() -> None:
     image = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0))
     small = F.interpolate(image[None], (20, 28), mode="bilinear", antialias=True, align_corners=False)[0]
     colours = torch.tensor([0.5, 0.1, 0.2])
-    result = guided_upscale((small * colours[:, None, None]).sum(0)[None] + 0.1, image, epsilon=1e-8)
+    result = GuidedUpscaler(image, epsilon=1e-8)((small * colours[:, None, None]).sum(0)[None] + 0.1)
     torch.testing.assert_close(result[0], (image * colours[:, None, None]).sum(0) + 0.1, atol=1e-3, rtol=0)
 
 

@@ -18,6 +18,7 @@ from ..foreground import cut_out
 from ..masks import mask_to_box
 from ..models.sam.prompt_processing import sam_image_processor
 from ..models.zim.configuration_zim import ZimConfig
+from ..models.zim.guided_filter import GuidedUpscaler
 from ..models.zim.modeling_zim import ZimModel
 from ..models.zim.onnx_zim import ZimOnnxForMatting
 from ..models.zim.processing_zim import ZimProcessor
@@ -49,18 +50,18 @@ class _Finish:
     """Makes mattes of image size.
 
     Attributes:
-        guide: the picture, or the crop, whose edges they follow.
+        guide: of the picture, or the crop, whose edges they follow.
     """
 
     processor: ZimProcessor
     alpha_dtype: str
-    guide: np.ndarray | None
+    guide: GuidedUpscaler | None
 
     def all(self, logits: torch.Tensor, size: tuple[int, int], reshaped_size: tuple[int, int]) -> np.ndarray:
         """(M, l, l) -> (M, height, width)."""
-        images = None if self.guide is None else [Image.fromarray(np.ascontiguousarray(self.guide))]
+        guides = None if self.guide is None else [self.guide]
         (mattes,) = self.processor.post_process_alphas(
-            [logits[None]], [size], [reshaped_size], dtype=self.alpha_dtype, images=images
+            [logits[None]], [size], [reshaped_size], dtype=self.alpha_dtype, images=guides
         )
         return mattes[0].numpy()
 
@@ -239,12 +240,14 @@ class ImageMattingPipeline(RegionPipeline):
     ) -> list[dict[str, Any]]:
         request = answer.request
         _check_budget(answer, np.dtype(alpha_dtype).itemsize, foreground, output_mode == "binary_mask")
-        finish = _Finish(self.processor, alpha_dtype, request.image if upscaling == "guided" else None)
+        followed = request.image if upscaling == "guided" else None
         # One object after the other: float mattes of image size exist of one at a time.
         if answer.proposals is not None:
-            objects = self._of_everything(answer.proposals, finish, output_mode)
+            finish = _Finish(self.processor, alpha_dtype, None)
+            objects = self._of_everything(answer.proposals, finish, followed, output_mode)
         else:
-            objects = self._of_prompts(answer, finish)
+            guide = None if followed is None else GuidedUpscaler(Image.fromarray(followed))
+            objects = self._of_prompts(answer, _Finish(self.processor, alpha_dtype, guide))
         results = []
         for result in objects:
             if foreground:
@@ -268,14 +271,16 @@ class ImageMattingPipeline(RegionPipeline):
             yield result
 
     def _of_everything(
-        self, proposals: MaskProposals, finish: _Finish, output_mode: OutputMode
+        self, proposals: MaskProposals, finish: _Finish, image: np.ndarray | None, output_mode: OutputMode
     ) -> Iterator[dict[str, Any]]:
-        guide = finish.guide
+        latest: list[int] = []
         for index, record in enumerate(to_records(proposals, output_mode)):
-            x0, y0, x1, y1 = proposals.crop_boxes[index].tolist()
-            of_crop = replace(finish, guide=None if guide is None else guide[y0:y1, x0:x1])
+            crop = proposals.crop_boxes[index].tolist()
+            if image is not None and crop != latest:
+                x0, y0, x1, y1 = latest = crop
+                finish = replace(finish, guide=GuidedUpscaler(Image.fromarray(image[y0:y1, x0:x1])))
             yield {
-                "alpha": Image.fromarray(proposals.matte(index, of_crop.one)),
+                "alpha": Image.fromarray(proposals.matte(index, finish.one)),
                 "score": record["predicted_iou"],
                 "box": _named(proposals.boxes[index].float().tolist()),
                 **record,

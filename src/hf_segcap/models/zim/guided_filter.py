@@ -17,40 +17,57 @@ EPSILON = 1e-4
 FLAT_VARIANCE = 1e-3  # of the three colours together: half of what is missed is added
 
 
-def image_to_tensor(picture: Image.Image) -> Tensor:
-    """RGB picture -> float32 (3, height, width) in [0, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+class GuidedUpscaler:
+    """Upscales mattes of one image or crop. What depends on the image alone is computed once for all of them.
 
-
-def guided_upscale(mattes: Tensor, image: Tensor, radius: int = RADIUS, epsilon: float = EPSILON) -> Tensor:
-    """
     Args:
-        mattes: (N, h, w) in [0, 1], of the whole image.
-        image: (3, height, width) colours in [0, 1], at least as large.
-        radius: of the windows, in pixels of `mattes`.
+        picture: RGB picture, or its colours (3, height, width) in [0, 1].
+        radius: of the windows, in pixels of the mattes.
         epsilon: regularises the slopes, in variances of colour.
-
-    Returns:
-        float32 (N, height, width) in [0, 1].
     """
-    size, small_size = image.shape[-2:], mattes.shape[-2:]
-    small = F.interpolate(image[None], small_size, mode="bilinear", antialias=True, align_corners=False)[0]
-    mean = _box_mean(small, radius)  # (3, h, w)
-    products = torch.stack([small[i] * small[j] for i in range(3) for j in range(3)])
-    covariance = _box_mean(products, radius).unflatten(0, (3, 3)) - mean[:, None] * mean[None]
-    flatness = FLAT_VARIANCE / (FLAT_VARIANCE + covariance.diagonal(dim1=0, dim2=1).sum(-1).clamp(min=0))  # (h, w)
-    covariance = covariance.permute(2, 3, 0, 1) + epsilon * torch.eye(3, device=image.device)  # (h, w, 3, 3)
-    result = torch.empty(len(mattes), *size, device=image.device)
-    for i, matte in enumerate(mattes.float()):
-        matte_mean = _box_mean(matte[None], radius)  # (1, h, w)
-        cross = _box_mean(small * matte, radius) - mean * matte_mean  # (3, h, w)
-        slope = torch.linalg.solve(covariance, cross.permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)
-        offset = matte_mean - (slope * mean).sum(0, keepdim=True)
-        model = _box_mean(torch.cat([slope, offset]), radius)
-        model[3] += flatness * (matte - (model[:3] * small).sum(0) - model[3])
-        slope, offset = F.interpolate(model[None], size, mode="bilinear", align_corners=False)[0].split((3, 1))
-        result[i] = ((slope * image).sum(0) + offset[0]).clamp_(0, 1)
-    return result
+
+    def __init__(self, picture: Image.Image | Tensor, radius: int = RADIUS, epsilon: float = EPSILON):
+        if isinstance(picture, Image.Image):
+            picture = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        self.image = picture
+        self.radius, self.epsilon = radius, epsilon
+        self._of_size: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.shape[1], self.image.shape[2]
+
+    def __call__(self, mattes: Tensor) -> Tensor:
+        """Mattes (N, h, w) in [0, 1] of the whole image, not larger than it -> float32 (N, height, width) in [0, 1]."""
+        image = self.image = self.image.to(mattes.device)
+        small_size = (mattes.shape[1], mattes.shape[2])
+        if small_size not in self._of_size:
+            self._of_size = {small_size: self._statistics(small_size)}
+        small, mean, covariance, flatness = self._of_size[small_size]
+        result = torch.empty(len(mattes), *self.size, device=image.device)
+        for i, matte in enumerate(mattes.float()):
+            matte_mean = _box_mean(matte[None], self.radius)  # (1, h, w)
+            cross = _box_mean(small * matte, self.radius) - mean * matte_mean  # (3, h, w)
+            slope = torch.linalg.solve(covariance, cross.permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)
+            offset = matte_mean - (slope * mean).sum(0, keepdim=True)
+            model = _box_mean(torch.cat([slope, offset]), self.radius)
+            model[3] += flatness * (matte - (model[:3] * small).sum(0) - model[3])
+            slope, offset = F.interpolate(model[None], self.size, mode="bilinear", align_corners=False)[0].split(
+                (3, 1)
+            )
+            result[i] = ((slope * image).sum(0) + offset[0]).clamp_(0, 1)
+        return result
+
+    def _statistics(self, small_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Colours of the small image and their means (3, h, w), regularised covariance (h, w, 3, 3), flatness (h, w)."""
+        small = F.interpolate(self.image[None], small_size, mode="bilinear", antialias=True, align_corners=False)[0]
+        mean = _box_mean(small, self.radius)
+        products = torch.stack([small[i] * small[j] for i in range(3) for j in range(3)])
+        covariance = _box_mean(products, self.radius).unflatten(0, (3, 3)) - mean[:, None] * mean[None]
+        flatness = FLAT_VARIANCE / (FLAT_VARIANCE + covariance.diagonal(dim1=0, dim2=1).sum(-1).clamp(min=0))
+        covariance = covariance.permute(2, 3, 0, 1) + self.epsilon * torch.eye(3, device=self.image.device)
+        return small, mean, covariance, flatness
 
 
 def _box_mean(values: Tensor, radius: int) -> Tensor:
@@ -59,4 +76,4 @@ def _box_mean(values: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(values[None], side, stride=1, padding=radius, count_include_pad=False)[0]
 
 
-__all__ = ["EPSILON", "FLAT_VARIANCE", "RADIUS", "guided_upscale", "image_to_tensor"]
+__all__ = ["EPSILON", "FLAT_VARIANCE", "RADIUS", "GuidedUpscaler"]

@@ -15,7 +15,7 @@ from ...images import load_images
 from ...masks import upscale_masks
 from ...prompts import PADDING_LABEL, check_image_sizes
 from ..sam.prompt_processing import SamPromptProcessor
-from .guided_filter import guided_upscale, image_to_tensor
+from .guided_filter import GuidedUpscaler
 
 MATTE_TYPES = {"float32": torch.float32, "uint8": torch.uint8, "uint16": torch.uint16}
 _LARGEST = {torch.uint8: 255, torch.uint16: 65535}
@@ -133,9 +133,9 @@ class ZimProcessor(SamPromptProcessor):
             reshaped_input_sizes: (B, 2) from the processor.
             dtype: `"float32"` (0..1), `"uint8"` (0..255) or `"uint16"` (0..65535), rounded; or the torch type.
             prompt_mask: bool (B, P); given, padded prompts are left out.
-            images: the original images; given, mattes are upscaled along their edges
-                ([`~hf_segcap.models.zim.guided_filter.guided_upscale`], not part of ZIM) where an image is larger than
-                the model frame.
+            images: the original images, or a list of a [`~hf_segcap.models.zim.guided_filter.GuidedUpscaler`] of each, which
+                remembers what several calls need; given, mattes are upscaled along their edges (not part of ZIM) where an
+                image is larger than the model frame.
 
         Returns:
             One tensor (P, M, height, width) per image.
@@ -151,17 +151,19 @@ class ZimProcessor(SamPromptProcessor):
         matte_type = MATTE_TYPES.get(dtype) if isinstance(dtype, str) else dtype
         if matte_type is None or matte_type not in MATTE_TYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(MATTE_TYPES)}, got {dtype!r}.")
-        pictures = None if images is None else load_images(images)
-        if pictures is not None and [(picture.height, picture.width) for picture in pictures] != old:
-            sizes = [(picture.height, picture.width) for picture in pictures]
+        guides: list[Any] | None = images
+        if images is not None and not (isinstance(images, list) and isinstance(images[0], GuidedUpscaler)):
+            guides = load_images(images)
+        sizes = [each.size if isinstance(each, GuidedUpscaler) else each.size[::-1] for each in guides or []]
+        if guides is not None and sizes != old:
             raise ValueError(f"The images have the (height, width) {sizes}, but the original sizes are {old}.")
         result = []
         for i, logits in enumerate(map(torch.as_tensor, alphas)):
             if prompt_mask is not None:
                 logits = logits[prompt_mask[i].to(logits.device)]
             guide = None
-            if pictures is not None and max(old[i]) > max(new[i]):
-                guide = image_to_tensor(pictures[i]).to(logits.device)
+            if guides is not None and max(old[i]) > max(new[i]):
+                guide = guides[i] if isinstance(guides[i], GuidedUpscaler) else GuidedUpscaler(guides[i])
             result.append(self._finish(logits, new[i], old[i], matte_type, guide))
         return result
 
@@ -171,7 +173,7 @@ class ZimProcessor(SamPromptProcessor):
         reshaped_size: tuple[int, int],
         size: tuple[int, int],
         matte_type: torch.dtype,
-        guide: torch.Tensor | None,
+        guide: GuidedUpscaler | None,
     ) -> torch.Tensor:
         """Logits (P, M, l, l) of one image -> mattes (P, M, height, width), few at a time."""
         frame = self.image_processor.pad_size
@@ -184,7 +186,7 @@ class ZimProcessor(SamPromptProcessor):
                 mattes = upscale_masks(part, reshaped_size, size, frame_size).sigmoid_()
             else:
                 small = upscale_masks(part, reshaped_size, reshaped_size, frame_size).sigmoid_()
-                mattes = guided_upscale(small.flatten(0, 1), guide).unflatten(0, part.shape[:2])
+                mattes = guide(small.flatten(0, 1)).unflatten(0, part.shape[:2])
             if matte_type in _LARGEST:
                 mattes = mattes.mul_(_LARGEST[matte_type]).round_()
             result[start : start + at_once] = mattes.to(matte_type)
