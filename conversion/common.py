@@ -155,6 +155,11 @@ def most_common_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     return floating[0]
 
 
+def default_dtype(stored: torch.dtype) -> torch.dtype:
+    """What weights are written in if nothing else is asked for: as stored, at most float32."""
+    return torch.float32 if stored == torch.float64 else stored
+
+
 def compare_tensors(
     stored: Iterable[tuple[str, torch.Tensor]], model: torch.nn.Module, dtype: torch.dtype
 ) -> tuple[int, list[str], float]:
@@ -226,7 +231,9 @@ def command_line(description: str, checkpoint: str, option: str = "--checkpoint"
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument(option, dest="checkpoint", required=True, type=Path, help=checkpoint)
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the written weights; default: as stored")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="of the written weights; default: as stored, at most float32"
+    )
     parser.add_argument("--push-to-hub", metavar="ID", help="also upload the written folder as this Hub repository")
     return parser
 

@@ -24,6 +24,7 @@ from hf_segcap.conversion.common import (
     command_line,
     compare_forward,
     compare_tensors,
+    default_dtype,
     dtype_name,
     most_common_dtype,
     num_written,
@@ -338,7 +339,7 @@ def convert_sam(
     Args:
         checkpoint: `.pth` (or any file of `torch.save`) or safetensors file with an official SAM state dict.
         output: Folder to write; made if it is not there, must be empty otherwise.
-        dtype: Of the written weights; that of the stored ones by default.
+        dtype: Of the written weights; that of the stored ones by default (float32 for float64).
         decoder_heads: Attention heads of the mask decoder, which the weights do not tell.
 
     Returns:
@@ -362,7 +363,7 @@ def convert_sam(
     names = rename_keys(official)
     weights = {names[key]: tensor for key, tensor in official.items()}
     stored_dtype = most_common_dtype(weights.values())
-    dtype = dtype or stored_dtype
+    dtype = dtype or default_dtype(stored_dtype)
     model = _model_with_weights(checkpoint, config, weights, dtype)
     model.save_pretrained(output)
     vision: Any = config.vision_config

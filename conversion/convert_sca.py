@@ -24,6 +24,7 @@ from hf_segcap.conversion.common import (
     command_line,
     compare_forward,
     compare_tensors,
+    default_dtype,
     dtype_name,
     most_common_dtype,
     read_tensors,
@@ -112,7 +113,7 @@ def convert_sca(checkpoint: str | Path, output: str | Path, dtype: torch.dtype |
     files = _weight_files(checkpoint)
     check_output_folder(output)
     stored_dtype = most_common_dtype(tensor for _, tensor in _stored_tensors(files))
-    dtype = dtype or stored_dtype
+    dtype = dtype or default_dtype(stored_dtype)
 
     model, info = SamCaptionForRegionCaptioning.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
     problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}

@@ -223,6 +223,12 @@ def test_wrapped_file_in_half_precision(tmp_path: Path, official: dict[str, torc
     assert 0 < rounded.max_rounding < 0.1 and "bfloat16, largest rounding" in rounded.table()
 
 
+def test_double_precision_becomes_single(tmp_path: Path, official: dict[str, torch.Tensor]) -> None:
+    torch.save({key: tensor.double() for key, tensor in official.items()}, tmp_path / "sam.pth")
+    assert convert_sam(tmp_path / "sam.pth", tmp_path / "out").max_rounding == 0
+    assert SamForPromptableSegmentation.from_pretrained(tmp_path / "out").dtype == torch.float32
+
+
 def test_safetensors_file(tmp_path: Path, official: dict[str, torch.Tensor]) -> None:
     save_file(official, tmp_path / "sam.safetensors")
     conversion = convert_sam(tmp_path / "sam.safetensors", tmp_path / "out")
