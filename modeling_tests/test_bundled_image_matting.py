@@ -50,8 +50,12 @@ def test_mattes_are_better_than_masks(predictors):
     generated = evaluate_mattes(predictors, MatteComposites(12, split="held_out", seed=99), prompts=("box",))
     assert len(generated) >= 2 * 20
     assert sad_ratios(generated)["box"]["SAM"] <= 0.85
-    photograph = evaluate_mattes(predictors, photograph_rows(), prompts=("box",))
-    assert sad_ratios(photograph)["box"]["SAM"] < 1
+    (photograph,) = [
+        result
+        for result in evaluate_mattes(predictors, photograph_rows(), prompts=("box",))
+        if result["model"] == "ZIM"
+    ]
+    assert photograph["zim"]["sad"] < 33  # thousands of pixels
 
 
 def test_everything(matter):
