@@ -123,7 +123,7 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Any]]:
             f"{file} cannot be read: besides tensors it holds Python objects, which could run code; save its state dict alone "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except (RuntimeError, EOFError, OSError, SafetensorError) as error:
         raise _damaged(file, error) from error

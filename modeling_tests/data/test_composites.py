@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 import numpy as np
 import pytest
-from PIL import Image
 
 from hf_segcap.data.composites import CompositeRegions, compose, visible_masks
 from hf_segcap.data.describe import RegionWords
@@ -41,15 +40,6 @@ def test_masks_are_the_visible_pixels():
             assert not (changed & ~mask & ~border).any()
             checked += changed[mask].mean() > 0.5
     assert checked >= 8
-
-
-def test_photographs_of_your_own_are_drawn(tmp_path):
-    Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "red.png")
-    own = rows(split="train", photographs=tmp_path)
-    assert own.photographs[-1] == str(tmp_path / "red.png")
-    assert any(own[i]["image"].tobytes() != rows(split="train")[i]["image"].tobytes() for i in range(8))
-    with pytest.raises(ValueError, match="held-out ones stay the same"):
-        rows(photographs=tmp_path)
 
 
 def test_regions_have_tight_boxes_and_enough_pixels():

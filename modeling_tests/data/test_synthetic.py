@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_segcap.data.composites import photograph_piece
+from hf_segcap.data.composites import CompositeRegions, photograph_piece
 from hf_segcap.data.describe import COLOURS, RegionWords, describe_region
+from hf_segcap.data.mattes import MatteComposites
 from hf_segcap.data.photographs import (
     PHOTOGRAPHS,
     PhotographRegions,
@@ -76,6 +77,15 @@ class TestPhotographs:
         assert photograph.size == (448, 149) and photograph.getpixel((200, 70)) == (200, 30, 30)
         piece = photograph_piece(np.random.default_rng(0), names[-1:], (20, 30), zoom=(0.5, 1.0))
         assert piece.shape == (20, 30, 3) and np.ptp(piece.reshape(-1, 3), axis=0).max() < 1
+
+    @pytest.mark.parametrize("source", [CompositeRegions, MatteComposites])
+    def test_they_are_drawn_in_generated_data(self, tmp_path, source):
+        Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "red.png")
+        own, plain = source(40, seed=3, photographs=tmp_path), source(40, seed=3)
+        assert own.photographs[-1] == str(tmp_path / "red.png")
+        assert any(own[i]["image"].tobytes() != plain[i]["image"].tobytes() for i in range(8))
+        with pytest.raises(ValueError, match="held-out ones stay the same"):
+            source(40, split="held_out", photographs=tmp_path)
 
     def test_bad_folders(self, tmp_path):
         (tmp_path / "empty").mkdir()

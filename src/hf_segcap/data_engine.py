@@ -152,7 +152,7 @@ def label_images(
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    GeneratorSettings.from_dicts(generator_settings)
+    GeneratorSettings.from_dicts(segmenter.model.config.everything, generator_settings)  # wrong for every image
     paths = [Path(image) for image in images]
     files = [output / f"{path.stem}.json" for path in paths]
     for number, (path, file) in enumerate(zip(tqdm(paths, desc="labels", unit="image", disable=not progress), files)):

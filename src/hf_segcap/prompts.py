@@ -126,10 +126,10 @@ def parse_prompts(
 
     box_lists = None if boxes is None else _read_boxes(boxes, sizes, mixed)
     point_lists = None if points is None else _read_points(points, point_labels, sizes)
-    mask_lists, masks_present = (None, []) if masks is None else _read_masks(masks, sizes, low_res_mask_size, mixed)
+    mask_lists, masks_present = (None, None) if masks is None else _read_masks(masks, sizes, low_res_mask_size, mixed)
     if mixed:
         _fill_gaps((box_lists, []), (point_lists, ([], [])), (masks_present, False), counts=counts, batch=len(sizes))
-    counts = _common_counts(box_lists, point_lists, mask_lists if mask_lists is None else masks_present)
+    counts = _common_counts(box_lists, point_lists, masks_present)
 
     batch, width = len(sizes), max(counts, default=0)
     prompt_mask = torch.arange(width)[None, :] < torch.tensor(counts, dtype=torch.int64)[:, None]
@@ -154,7 +154,7 @@ def parse_prompts(
                     continue
                 padded_points[i, j, : len(labels)] = torch.tensor(coordinates, dtype=torch.float64)
                 padded_labels[i, j, : len(labels)] = torch.tensor(labels, dtype=torch.int64)
-    if mask_lists is not None:
+    if mask_lists is not None and masks_present is not None:
         has_mask = prompt_mask.clone()
         for i, present in enumerate(masks_present):  # a single mask is for all prompts of its image
             has_mask[i, : counts[i]] = torch.tensor(present * counts[i] if len(present) == 1 else present)

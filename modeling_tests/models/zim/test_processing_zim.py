@@ -151,6 +151,8 @@ def test_guided_upscaling_reproduces_linear_mattes() -> None:
         ({"original_sizes": [(44, 60)]}, "Got mattes of 2 image.s., but 1 original and 2 reshaped sizes"),
         ({"dtype": "float16"}, "dtype must be one of float32, uint8, uint16, got 'float16'"),
         ({"dtype": torch.int32}, "dtype must be one of float32, uint8, uint16, got torch.int32"),
+        ({"images": []}, r"images have the \(height, width\) \[\], but"),
+        ({"images": [GuidedUpscaler(random_image(0, (60, 44)))]}, r"images have the \(height, width\) \[\(44, 60\)\]"),
         (
             {"images": [random_image(0), random_image(1)]},
             r"images have the \(height, width\) \[\(44, 60\), \(44, 60\)\]",

@@ -100,7 +100,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
         text_centred (`bool`, *optional*, defaults to `False`):
             Subtract the mean text embedding that `centre_text` measured: images and texts lie apart in CLIP's space.
         text_trained (`bool`, *optional*, defaults to `False`):
-            False from `add_text_prompts` until the first training step with text: text prompts warn.
+            False until the first training step with text: text prompts are refused.
         interactive_rounds (`int`, *optional*, defaults to 1):
             Prompting rounds of a training step (SAM, appendix A: 11).
         supervise_all_iou (`bool`, *optional*, defaults to `False`):

@@ -185,8 +185,9 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         parts = self.decode_in_parts(image_embeddings, rows, decode)
         return RowMasks(*(torch.cat(field) for field in zip(*parts)))
 
-    def _check_text_trained(self) -> None:
-        if self.config.text_embed_dim is None or not self.config.text_trained:
+    def _check_text(self, trained: bool) -> None:
+        """Refuses text prompts without a projection for them, or with `trained` one that nothing trained yet."""
+        if self.config.text_embed_dim is None or (trained and not self.config.text_trained):
             raise ValueError(
                 "This checkpoint was not trained with text prompts (the released SAM checkpoints were not): use points, "
                 "boxes or masks, or add_text_prompts(clip) and train. (Trained elsewhere: config.text_trained = True.)"
@@ -194,8 +195,6 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
 
     def _text_tokens(self, text_embeds: Tensor) -> Tensor:
         """(R, E) -> prompt tokens (R, 1, C)."""
-        if self.config.text_embed_dim is None:
-            self._check_text_trained()
         if text_embeds.shape[-1] != self.config.text_embed_dim:
             raise ValueError(
                 f"text_embeds must have {self.config.text_embed_dim} numbers each, got {text_embeds.shape[-1]}."
@@ -217,7 +216,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             `pred_masks` (B, P, M, 4g, 4g) logits, `iou_scores` (B, P, M).
         """
         if prompts.get("text_embeds") is not None:
-            self._check_text_trained()
+            self._check_text(trained=True)
         rows = PromptRows.from_inputs(len(image_embeddings), **prompts)
         masks, scores, _ = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
         return rows.scatter(masks), rows.scatter(scores)
@@ -275,8 +274,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             if text_embeds is not None:
                 raise ValueError("Give text_embeds or input_ids, not both.")
             text_embeds = self.get_text_embeds(input_ids, attention_mask)
-        if labels is None and text_embeds is not None:
-            self._check_text_trained()
+        if text_embeds is not None:
+            self._check_text(trained=labels is None)
         prompts = (input_points, input_boxes, input_masks, text_embeds)
         if prompt_mask is None and all(prompt is None for prompt in prompts):
             objects = 1 if labels is None else labels.shape[1]

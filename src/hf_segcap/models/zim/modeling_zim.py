@@ -383,8 +383,9 @@ class ZimForMatting(ZimModel):
             prompts_per_batch: without gradients, at most so many prompts are decoded at a time, to bound memory (with
                 `output_attentions` all at once).
             labels (B, P, h, w): target mattes in [0, 1], padded model frame at any resolution. Negative: the pixel does
-                not count (use it for padding). With transformers' own `Trainer`, give `TrainingArguments(label_names=["labels"])`: it would
-                count `point_labels` among the labels and report no `eval_loss` without them.
+                not count (use it for padding). With transformers' own `Trainer`, give
+                `TrainingArguments(label_names=["labels"])`: it would count `point_labels` among the labels and report no
+                `eval_loss` without them.
 
         Raises:
             ValueError: for missing or contradicting inputs, or labels above 1.

@@ -151,11 +151,9 @@ class ZimProcessor(SamPromptProcessor):
         matte_type = MATTE_TYPES.get(dtype) if isinstance(dtype, str) else dtype
         if matte_type is None or matte_type not in MATTE_TYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(MATTE_TYPES)}, got {dtype!r}.")
-        guides: list[Any] | None = images
-        if images is not None and not (isinstance(images, list) and isinstance(images[0], GuidedUpscaler)):
-            guides = load_images(images)
-        sizes = [each.size if isinstance(each, GuidedUpscaler) else each.size[::-1] for each in guides or []]
-        if guides is not None and sizes != old:
+        made = isinstance(images, list) and all(isinstance(image, GuidedUpscaler) for image in images)
+        guides: list[Any] | None = images if made or images is None else load_images(images)
+        if guides is not None and (sizes := [(each.height, each.width) for each in guides]) != old:
             raise ValueError(f"The images have the (height, width) {sizes}, but the original sizes are {old}.")
         result = []
         for i, logits in enumerate(map(torch.as_tensor, alphas)):
