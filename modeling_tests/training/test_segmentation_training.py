@@ -245,6 +245,13 @@ def test_a_recipe_from_scratch_and_one_that_continues(recipe, tmp_path):
     assert moved.config.vision_config.drop_path_rate == 0.3
     assert processor.image_processor.mask_size["longest_edge"] == moved.config.vision_config.image_size
 
+    grown, _ = build_model(load_recipe(recipe, ["model.double_decoder=true", "model.insert_layers=[0, 1]"]), None)
+    vision, before = grown.config.vision_config, continued.config.vision_config
+    assert vision.num_hidden_layers == before.num_hidden_layers + 2
+    assert vision.output_channels == 2 * before.output_channels
+    with pytest.raises(ValueError, match="are for promptable-segmentation with from_pretrained"):
+        load_recipe(recipe, ["model.from_pretrained=null", "model.insert_layers=[0]"])
+
 
 def test_lora_on_the_encoder(recipe, tmp_path):
     pytest.importorskip("peft")

@@ -31,6 +31,8 @@ class ModelSection:
         from_hiera: matte-conversion: folder or Hub id of a Hiera checkpoint to start a new training from.
         config: fields of the model's configuration for a model from scratch; fields to change with `from_sam` and, except
             for region-captioning, with `from_pretrained`.
+        double_decoder, insert_layers: promptable-segmentation: let the model of `from_pretrained` grow, see
+            `hf_segcap.models.sam.grow`; the numbers of the new layers, inserted one after the other.
         dtype: of the weights, "float32" or "bfloat16", whatever the checkpoint has. Mixed precision is `training: fp16`.
     """
 
@@ -39,6 +41,8 @@ class ModelSection:
     language_model: str | None = None
     from_hiera: str | None = None
     config: dict | None = None
+    double_decoder: bool = False
+    insert_layers: list[int] = field(default_factory=list)
     dtype: str = "float32"
 
 
@@ -237,6 +241,11 @@ class Recipe:
             )
         if self.model.from_hiera and self.task != "matte-conversion":
             raise ValueError("model: from_hiera is for matte-conversion, remove it")
+        grows = self.model.double_decoder or self.model.insert_layers
+        if grows and (self.task != "promptable-segmentation" or not self.model.from_pretrained):
+            raise ValueError(
+                "model: double_decoder and insert_layers are for promptable-segmentation with from_pretrained, remove them"
+            )
         rules.check(self)
         if self.freeze.endswith("+lora") != (self.lora is not None):
             raise ValueError(f'lora goes with freeze: "{rules.lora}", got freeze: {self.freeze!r}, lora: {self.lora}')

@@ -125,6 +125,7 @@ class PromptableSegmentation(Task):
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         from ..models.sam.configuration_sam import SamPromptableConfig
+        from ..models.sam.grow import double_decoder, insert_layer
         from ..models.sam.modeling_sam import SamForPromptableSegmentation
         from ..models.sam.processing_sam import SamPromptableProcessor
 
@@ -132,6 +133,10 @@ class PromptableSegmentation(Task):
         tokenizer = None
         if section.from_pretrained:
             model = _load_changed(SamForPromptableSegmentation, section, dtype)
+            if section.double_decoder:
+                model = double_decoder(model)
+            for index in section.insert_layers:
+                model = insert_layer(model, index)
             if model.config.text_config is not None:
                 tokenizer = AutoTokenizer.from_pretrained(section.from_pretrained)
         else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...prompts import PADDING_LABEL
-from .losses import MaskLoss, mask_loss, resize_logits
+from .losses import mask_loss, resize_logits
 from .mask_decoder import RowMasks
 from .prompt_rows import PromptRows
 
@@ -86,18 +86,18 @@ def interactive_loss(
     wanted = targets > 0.5
     if rows.points is None and rows.boxes is None and rows.masks is None and rows.text_embeds is None:
         rows = first_prompts(rows, wanted, image_size, box_noise, generator)
-    single: Tensor | None = ~one_prompt(rows)
+    single = ~one_prompt(rows)
     masks = decode(rows)
-    losses, chosen = [_round_loss(masks, wanted, single, all_iou)], _chosen_token(masks, single)
+    losses = [mask_loss(masks.pred_masks, masks.iou_scores, wanted, single, all_iou)]
     for with_point in schedule:
+        chosen = _chosen_token(masks.iou_scores.detach(), single)
         previous = masks.pred_masks[torch.arange(len(rows), device=chosen.device), chosen]
         if with_point:
             predicted = resize_logits(previous.detach()[:, None], wanted.shape[-2:])[:, 0] > 0
             rows = _add_points(rows, *next_points(wanted, predicted, image_size, generator))
         rows = replace(rows, masks=previous.detach() if detach_fed_back_masks else previous, has_mask=None)
-        masks, single = decode(rows), None
-        losses.append(_round_loss(masks, wanted, single, all_iou))
-        chosen = _chosen_token(masks, single)
+        masks, single = decode(rows), torch.ones_like(single)
+        losses.append(mask_loss(masks.pred_masks, masks.iou_scores, wanted, single, all_iou))
     # a batch of padding alone trains nothing, but every parameter takes part
     scale = 0.0 if rows.empty else 1.0
     total, focal, dice, iou = (
@@ -268,17 +268,8 @@ def add_box_noise(
     return torch.cat([moved[:, :2].minimum(moved[:, 2:]), moved[:, :2].maximum(moved[:, 2:])], dim=1)
 
 
-def _round_loss(masks: RowMasks, targets: Tensor, single: Tensor | None, all_iou: bool) -> MaskLoss:
-    """Loss (R,) of one round; `single` None: all rows are trained on token 0."""
-    if single is None:
-        return mask_loss(masks.pred_masks[:, :1], masks.iou_scores[:, :1], targets)
-    return mask_loss(masks.pred_masks, masks.iou_scores, targets, single, all_iou)
-
-
-def _chosen_token(masks: RowMasks, single: Tensor | None) -> Tensor:
-    scores = masks.iou_scores.detach()
-    if single is None:
-        return torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+def _chosen_token(scores: Tensor, single: Tensor) -> Tensor:
+    """(R,) index of the mask that is fed back, of scores (R, M) and the rows that are trained on mask 0."""
     return torch.where(single, 0, 1 + scores[:, 1:].argmax(1))
 
 
