@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hf_segcap import SamPromptableConfig
+from hf_segcap import SamForPromptableSegmentation, SamPromptableConfig
 from hf_segcap.assets import bundled_model
 from hf_segcap.data.composites import CompositeRegions
 from hf_segcap.data.synthetic import SyntheticRegions
 from hf_segcap.evaluation.segmentation import evaluate_masks, evaluate_text
-from hf_segcap.models.sam.frame import set_frame
+from hf_segcap.models.sam.frame import change_frame
+from hf_segcap.models.sam.grow import double_decoder, insert_layer
 from hf_segcap.training.recipe import load_recipe
 
 FOLDER = Path(bundled_model("promptable-segmentation"))
@@ -39,14 +40,22 @@ def test_files(folder):
 
 @pytest.mark.parametrize("folder", [FOLDER, TEXT_FOLDER])
 def test_it_is_the_model_of_the_recipes(folder):
+    """The variant for words starts from the second stage, before the model grows."""
     config = SamPromptableConfig.from_pretrained(folder)
-    wanted = SamPromptableConfig(**load_recipe("promptable_segmentation_default").model.config)
-    fine = load_recipe("promptable_segmentation_default_fine").model.config["vision_config"]
-    set_frame(wanted, wanted.vision_config.image_size, fine["patch_size"])
+    first, fine, grown = (
+        load_recipe(f"promptable_segmentation_default{stage}").model for stage in ("", "_fine", "_grown")
+    )
+    wanted = SamForPromptableSegmentation(SamPromptableConfig(**first.config))
+    wanted = change_frame(wanted, patch_size=fine.config["vision_config"]["patch_size"])
+    if folder == FOLDER:
+        assert grown.double_decoder
+        wanted = double_decoder(wanted)
+        for index in grown.insert_layers:
+            wanted = insert_layer(wanted, index)
     for part in ("vision_config", "mask_decoder_config", "prompt_encoder_config"):
-        ours, theirs = getattr(config, part).to_dict(), getattr(wanted, part).to_dict()
+        ours, theirs = getattr(config, part).to_dict(), getattr(wanted.config, part).to_dict()
         assert {k: v for k, v in ours.items() if k != "dtype"} == {k: v for k, v in theirs.items() if k != "dtype"}
-    assert config.everything == wanted.everything
+    assert config.everything == wanted.config.everything
 
 
 @pytest.mark.parametrize(("data", "min_area"), [({}, 150), ({"scene_share": 0}, 400)])

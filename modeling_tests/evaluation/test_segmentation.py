@@ -138,11 +138,25 @@ def test_random_clicks_are_repeatable_and_need_no_scipy(processor, rows, monkeyp
         evaluate_masks(Oracle(), processor, rows)
 
 
+def test_boxes_are_tight_or_moved_a_little(processor, rows):
+    boxes = []
+    for noise, seed in (("none", 0), ("uniform", 0), ("uniform", 0), ("uniform", 1)):
+        model = Oracle()
+        evaluate_masks(model, processor, rows, num_points=(), seed=seed, box_noise=noise)
+        boxes.append(model.seen[-1].boxes)
+    tight, moved, again, other = boxes
+    assert tight.tolist() == [[10, 10, 32, 32]]
+    assert 0 < (moved - tight).abs().max() <= 20 / 1024 * IMAGE_SIZE
+    assert torch.equal(moved, again) and not torch.equal(moved, other)
+
+
 def test_bad_settings_are_refused(processor, rows):
     with pytest.raises(ValueError, match="sampling must be one of"):
         evaluate_masks(Oracle(), processor, rows, sampling="middle")
     with pytest.raises(ValueError, match="num_points must be at least 1"):
         evaluate_masks(Oracle(), processor, rows, num_points=(0, 1))
+    with pytest.raises(ValueError, match="box_noise must be one of"):
+        evaluate_masks(Oracle(), processor, rows, box_noise="some")
     with pytest.raises(ValueError, match="nothing to measure"):
         evaluate_masks(Oracle(), processor, rows[1:])
 

@@ -27,7 +27,14 @@ from ..data.describe import RegionWords
 from ..data.synthetic import SyntheticRegions
 from ..images import load_image
 from ..masks import decode_rle, upscale_masks
-from ..models.sam.interactive import one_prompt, pixel_centres, sample_pixels, target_boxes
+from ..models.sam.interactive import (
+    BOX_NOISES,
+    add_box_noise,
+    one_prompt,
+    pixel_centres,
+    sample_pixels,
+    target_boxes,
+)
 from ..models.sam.mask_decoder import RowMasks
 from ..models.sam.prompt_rows import PromptRows
 from ..training.tiny_clip import full_name
@@ -47,6 +54,7 @@ def evaluate_masks(
     feed_back_masks: bool = True,
     seed: int = 0,
     min_area: int = 1,
+    box_noise: str = "none",
 ) -> dict[str, float]:
     """Mean IoU over all objects of a data set.
 
@@ -58,17 +66,18 @@ def evaluate_masks(
         processor: its processor.
         rows: data set of rows (see `hf_segcap.data.sources`); regions without a mask and empty masks are left out.
         num_points: after which numbers of clicks to measure; may be empty.
-        boxes: also measure the tight box of each mask.
+        boxes: also measure the box of each mask.
         sampling: "centre" (see the module's description), or "random": uniform over the object, then the error region.
         feed_back_masks: each click also gets the mask before it as prompt, as in training.
-        seed: of random clicks.
+        seed: of random clicks and boxes.
         min_area: objects with fewer pixels are left out.
+        box_noise: "none": tight boxes. "uniform", "normal": as careless as those of the training, see `add_box_noise`.
 
     Returns:
         `num_objects`; for each N `miou@N`, for N = 1 also `oracle_miou@1`; `box_miou` and `oracle_box_miou`.
 
     Raises:
-        ValueError: unknown sampling, click numbers below 1, or no object in `rows`.
+        ValueError: unknown sampling or box noise, click numbers below 1, or no object in `rows`.
         ImportError: scipy is missing (for "centre").
     """
     if sampling not in SAMPLINGS:
@@ -87,7 +96,7 @@ def evaluate_masks(
         session = _Session(model, processor, image, torch.from_numpy(np.stack(masks)))
         measured = session.clicks(num_points, sampling, feed_back_masks, generator)
         if boxes:
-            measured |= session.boxes()
+            measured |= session.boxes(box_noise, generator)
         for name, ious in measured.items():
             found.setdefault(name, []).append(ious)
     if not found:
@@ -199,8 +208,11 @@ class _Session:
         self.reshaped = tuple(int(side) for side in inputs["reshaped_input_sizes"][0])
         self.embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
 
-    def boxes(self) -> dict[str, Tensor]:
-        boxes = target_boxes(self.targets, self.reshaped)
+    def boxes(self, noise: str, generator: torch.Generator) -> dict[str, Tensor]:
+        height, width = self.reshaped
+        limit = torch.tensor([width, height, width, height])
+        frame = self.model.config.vision_config.image_size
+        boxes = add_box_noise(target_boxes(self.targets, self.reshaped), noise, frame, limit, generator)
         rows = self._rows(input_boxes=boxes[None])
         scores, oracle, _ = self._measure(rows)
         return {"box_miou": scores, "oracle_box_miou": oracle}
@@ -268,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--rows", type=int, default=200, help="pictures")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--min-area", type=int, default=400, help="pixels of the objects of the second row")
+    parser.add_argument("--box-noise", choices=BOX_NOISES, default="none", help="of the boxes; default: tight ones")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args(arguments)
 
@@ -278,7 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     sizes = {"all": 1, f"at least {options.min_area} pixels": options.min_area}
     for name, min_area in sizes.items():
         bar = tqdm(rows, desc=name, leave=False)
-        scores[name] = evaluate_masks(segmenter.model, segmenter.processor, bar, num_points=(1, 3), min_area=min_area)
+        scores[name] = evaluate_masks(
+            segmenter.model,
+            segmenter.processor,
+            bar,
+            num_points=(1, 3),
+            min_area=min_area,
+            box_noise=options.box_noise,
+        )
     columns = list(scores["all"])
     print("| " + " | ".join(["objects", *columns]) + " |\n|" + " --- |" * (len(columns) + 1))
     for name, values in scores.items():

@@ -40,7 +40,7 @@ def resize_relative_positions(positions: Tensor, length: int) -> Tensor:
     return F.interpolate(positions.float().T[None], length, mode="linear")[0].T.to(positions.dtype)
 
 
-def set_frame(config, image_size: int, patch_size: int) -> None:
+def _set_frame(config, image_size: int, patch_size: int) -> None:
     """Sets both sizes in all parts of a configuration.
 
     Raises:
@@ -70,7 +70,7 @@ def change_frame(model: Model, image_size: int | None = None, patch_size: int | 
     """
     vision = model.config.vision_config
     config = copy.deepcopy(model.config)
-    set_frame(config, image_size or vision.image_size, patch_size or vision.patch_size)
+    _set_frame(config, image_size or vision.image_size, patch_size or vision.patch_size)
     config = type(config).from_dict(config.to_dict())  # checks it
     with torch.random.fork_rng(devices=[]):  # its random weights are all replaced
         changed = type(model)(config).to(device=model.device, dtype=model.dtype)
@@ -94,4 +94,4 @@ def _fit(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-__all__ = ["change_frame", "resize_positions", "set_frame"]
+__all__ = ["change_frame", "resize_positions"]
