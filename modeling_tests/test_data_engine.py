@@ -21,13 +21,17 @@ GOLDEN = Path(__file__).parent / "fixtures" / "sam"
 SETTINGS = {"points_per_side": 3, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 
 
-@pytest.fixture(scope="module")
-def segmenter():
+def golden_segmenter():
     return pipeline(
         "promptable-segmentation",
         model=SamForPromptableSegmentation.from_pretrained(GOLDEN / "tiny"),
         processor=SamPromptableProcessor.from_pretrained(GOLDEN / "tiny"),
     )
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return golden_segmenter()
 
 
 @pytest.fixture
@@ -78,8 +82,33 @@ def test_labels_are_training_data_and_survive_a_kill(segmenter, photos, tmp_path
     before = files[0].read_bytes()
     files[1].unlink()  # as if killed between the two
     (output / ".1.json.123.tmp").write_text("{")
-    label_images(segmenter, list_images(photos), output, progress=False, **{**SETTINGS, "points_per_side": 2})
-    assert files[0].read_bytes() == before and json.loads(files[1].read_text())["image"]["image_id"] == 1
+    shutil.copy(photos / "0.png", photos / "-1.png")  # a third image, before the others
+    again = label_images(segmenter, list_images(photos), output, progress=False, **SETTINGS, points_per_batch=2)
+    assert files[0].read_bytes() == before and again[1:] == files
+    assert len({json.loads(file.read_text())["image"]["image_id"] for file in again}) == 3
+
+
+def test_results_of_another_run_are_not_taken_for_those_of_this_one(segmenter, photos, tmp_path):
+    images = list_images(photos)
+    label_images(segmenter, images[:1], tmp_path / "labels", progress=False, **SETTINGS)
+    with pytest.raises(ValueError, match=r"other settings \(points_per_side; "):
+        label_images(segmenter, images, tmp_path / "labels", progress=False, **{**SETTINGS, "points_per_side": 2})
+    with pytest.raises(ValueError, match="other settings"):
+        precompute_embeddings(segmenter, images, tmp_path / "labels", progress=False)
+    precompute_embeddings(segmenter, images, tmp_path / "embeddings", progress=False)
+    other = golden_segmenter()
+    torch.nn.init.zeros_(other.model.mask_decoder.iou_token.weight)
+    with pytest.raises(ValueError, match=r"other settings \(model; "):
+        precompute_embeddings(other, images, tmp_path / "embeddings", progress=False)
+
+
+@pytest.mark.parametrize("job", [label_images, precompute_embeddings])
+def test_images_of_the_same_name_are_refused(segmenter, photos, tmp_path, job):
+    (tmp_path / "more").mkdir()
+    shutil.copy(photos / "1.png", tmp_path / "more" / "0.png")
+    with pytest.raises(ValueError, match="both called '0'"):
+        job(segmenter, [photos / "0.png", tmp_path / "more" / "0.png"], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_images_stop_nothing(segmenter, photos, tmp_path, caplog):

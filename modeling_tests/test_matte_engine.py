@@ -200,7 +200,7 @@ def test_wrong_use(converter, sa1b, tmp_path):
     with pytest.raises(ValueError, match="there are no masks"):
         label_mattes(model, processor, tmp_path / "nothing", tmp_path / "out")
     label_mattes(model, processor, sa1b, tmp_path / "out", limit=1, progress=False)
-    with pytest.raises(ValueError, match="another converter"):
+    with pytest.raises(ValueError, match="other settings .converter;"):
         label_mattes(tiny_label_converter(seed=1), processor, sa1b, tmp_path / "out", progress=False)
     (shard,) = (tmp_path / "out").glob("*.zip")
     shard.write_bytes(shard.read_bytes()[:-30])

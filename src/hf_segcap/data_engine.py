@@ -10,8 +10,10 @@ Long jobs show a bar and lose nothing when they are killed: what is written is c
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,11 @@ from .files import atomic_path, image_files
 from .images import load_image
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline, to_official_records
 from .records import write_sa1b
+from .resume import check_settings, hash_weights
 
 logger = logging.get_logger(__name__)
+
+SETTINGS_FILE = ".settings"  # in the folder of the results
 
 # SA-1B leaves out masks of nearly the whole image (SAM, appendix B).
 MAX_AREA = 0.95
@@ -39,11 +44,18 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
         ValueError: no folder, no image in it, or two images with the same name but for the ending.
     """
     found = image_files(folder)
-    stems = [path.stem for path in found]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise ValueError(f"{folder} has several images called {twice[0]!r}: results are named after them, rename one")
+    _check_names(found)
     return found
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in seen:
+            raise ValueError(
+                f"{seen[path.stem]} and {path} are both called {path.stem!r}: results are named after the images, rename one"
+            )
+        seen[path.stem] = path
 
 
 def precompute_embeddings(
@@ -62,10 +74,14 @@ def precompute_embeddings(
 
     Returns:
         The files, in the order of the images. Damaged images are left out with a warning.
+
+    Raises:
+        ValueError: images of the same name, or `output` holds embeddings of another model.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     paths = [Path(image) for image in images]
+    _check_names(paths)
+    check_settings(output / SETTINGS_FILE, {"job": "embeddings", "model": hash_weights(segmenter.model).hexdigest()})
     files = [output / f"{path.stem}.npy" for path in paths]
     for path, file in zip(tqdm(paths, desc="embeddings", unit="image", disable=not progress), files):
         if file.exists():
@@ -148,14 +164,18 @@ def label_images(
         The files, in the order of the images. Damaged images are left out with a warning.
 
     Raises:
-        ValueError: generator settings that cannot be.
+        ValueError: generator settings that cannot be, images of the same name, or `output` holds labels of another model or
+            with other settings.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    GeneratorSettings.from_dicts(segmenter.model.config.everything, generator_settings)  # wrong for every image
     paths = [Path(image) for image in images]
+    _check_names(paths)
+    settings = asdict(GeneratorSettings.from_dicts(segmenter.model.config.everything, generator_settings))
+    del settings["points_per_batch"]  # changes no result
+    settings |= {"job": "labels", "model": hash_weights(segmenter.model).hexdigest(), "max_area": max_area}
+    check_settings(output / SETTINGS_FILE, settings)
     files = [output / f"{path.stem}.json" for path in paths]
-    for number, (path, file) in enumerate(zip(tqdm(paths, desc="labels", unit="image", disable=not progress), files)):
+    for path, file in zip(tqdm(paths, desc="labels", unit="image", disable=not progress), files):
         if file.exists():
             continue
         try:
@@ -168,7 +188,7 @@ def label_images(
         write_sa1b(
             file,
             to_official_records(kept),
-            image_id=number,
+            image_id=image_id(path),
             file_name=os.path.relpath(path, output),
             width=image.width,
             height=image.height,
@@ -176,4 +196,9 @@ def label_images(
     return [file for file in files if file.exists()]
 
 
-__all__ = ["label_images", "list_images", "precompute_embeddings", "prefill_masks"]
+def image_id(path: Path) -> int:
+    """A number for the name of an image, below 2^52: the same in every run, whatever other images there are."""
+    return int(hashlib.sha256(path.stem.encode()).hexdigest()[:13], 16)
+
+
+__all__ = ["image_id", "label_images", "list_images", "precompute_embeddings", "prefill_masks"]

@@ -7,7 +7,6 @@ root=...)` trains on it. Long jobs show a bar; what is written is complete, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -32,13 +31,12 @@ from .masks import decode_rle
 from .models.zim.modeling_label_converter import ZimLabelConverter
 from .models.zim.processing_label_converter import ZimLabelConverterProcessor
 from .prompts import parse_prompts
-from .training.features import hash_weights
+from .resume import check_settings, hash_weights
 
 logger = logging.get_logger(__name__)
 
 MASKS_AT_ONCE = 16  # given to the model, which may split them further
 FLUSH_SECONDS = 60.0  # after which an unfinished shard is written: at most so much work is lost by a crash
-_SETTINGS = "settings.json"
 
 
 def convert_masks(
@@ -113,7 +111,7 @@ def label_mattes(
         All shards in `output`.
 
     Raises:
-        ValueError: no files there, `output` holds mattes of another converter, or a setting out of range.
+        ValueError: no files there, `output` holds mattes of another converter or with other bits, or a setting out of range.
     """
     if bits not in (8, 16) or images_per_shard < 1 or not 0 <= process_index < num_processes:
         raise ValueError(
@@ -122,7 +120,7 @@ def label_mattes(
         )
     output = Path(output)
     rows = SA1BRegions(Path(root), max_area, limit)
-    _check_settings(output, {"converter": hash_weights(hashlib.sha256(), model).hexdigest(), "bits": bits})
+    check_settings(output / "settings.json", {"converter": hash_weights(model).hexdigest(), "bits": bits})
     done = {name for path in output.glob("*.zip") for name in shard_rows(path)}
     mine = [i for i in range(process_index, len(rows), num_processes) if rows.files[i].stem not in done]
     writer = _ShardWriter(output, images_per_shard)
@@ -198,23 +196,6 @@ def _evaluating(model: ZimLabelConverter) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _check_settings(output: Path, settings: dict[str, Any]) -> None:
-    path = output / _SETTINGS
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(settings), encoding="utf-8")
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}): name another folder") from error
-    if stored != settings:
-        raise ValueError(
-            f"{output} holds mattes of another converter or with other bits ({path} says {stored}, this run {settings}): "
-            "name another folder"
-        )
 
 
 class _ShardWriter:

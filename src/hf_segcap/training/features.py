@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from ..files import atomic_path
 from ..images import load_image
+from ..resume import hash_weights
 
 logger = logging.get_logger(__name__)
 
@@ -50,15 +51,7 @@ def encoder_fingerprint(model: Any, processor: Any) -> str:
     common = PreTrainedConfig().to_dict()
     config = {k: v for k, v in encoder.config.to_dict().items() if k not in common and not k.startswith("_")}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    return hash_weights(digest, encoder).hexdigest()
-
-
-def hash_weights(digest: Any, model: torch.nn.Module) -> Any:
-    """Adds all weights of a model, with their names, to a digest of `hashlib`; returns it."""
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest
+    return hash_weights(encoder, digest).hexdigest()
 
 
 class FeatureCache:
