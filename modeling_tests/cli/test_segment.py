@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from hf_segcap import SamForPromptableSegmentation, SamPromptableProcessor
 from hf_segcap.assets import bundled_model
 from hf_segcap.cli import app
+from hf_segcap.data.sources import load_source
 from hf_segcap.data.synthetic import SyntheticRegions
 from hf_segcap.masks import decode_rle
-from hf_segcap.records import read_sa1b
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "sam"
 IMAGE = str(GOLDEN / "image0.png")
@@ -66,11 +66,15 @@ def test_everything_as_sa1b_and_as_the_official_folder(model, tmp_path):
     file, folder = tmp_path / "all.json", tmp_path / "masks"
     result = run("--model", model, "--everything", "--json", file, "--mask-folder", folder)
     assert result.exit_code == 0, result.output
-    regions = read_sa1b(file)[0]["regions"]
+    (row,) = load_source("sa1b", root=str(tmp_path))
+    regions = row["regions"]
+    assert row["image"].size == (row["width"], row["height"])
     assert len(regions) == len(result.stdout.strip().splitlines()) - 1 > 0
     with Image.open(folder / "0.png") as first:
         assert (np.asarray(first).astype(bool) == decode_rle(regions[0]["mask"])).all()
     assert len((folder / "metadata.csv").read_text().splitlines()) == len(regions) + 1
+    fewer = run("--model", model, "--setting", "points_per_side=1", "--setting", "pred_iou_thresh=0.6")
+    assert fewer.exit_code == 0 and len(fewer.stdout.splitlines()) < len(result.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,8 @@ def test_everything_as_sa1b_and_as_the_official_folder(model, tmp_path):
         (["--everything", "--point=3,4"], "--everything"),
         (["--box=1,2,3"], "--box takes 4 numbers"),
         (["--point=3,4", "--mask-folder=x"], "--mask-folder"),
+        (["--point=3,4", "--setting=points_per_side=2"], "--setting is for everything"),
+        (["--setting=points=2"], "expected name=value with one of points_per_side"),
     ],
 )
 def test_contradictions_are_refused(arguments, message):

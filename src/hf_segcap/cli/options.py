@@ -9,6 +9,28 @@ from typing import Any
 BOX_HELP = "A region x0,y0,x1,y1 in pixels; may be repeated."
 POINT_HELP = "A region by a point x,y in it, in pixels; may be repeated."
 
+SETTING_HELP = "An option of SAM's generator, such as points_per_side=32; may be repeated."
+
+
+def generator_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The options of SAM's generator from texts `name=value`.
+
+    Raises:
+        ValueError: no such option.
+    """
+    import yaml
+
+    from ..everything import GeneratorSettings
+
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or name not in GeneratorSettings.names():
+            known = ", ".join(GeneratorSettings.names())
+            raise ValueError(f"--setting {text!r}: expected name=value with one of {known}")
+        settings[name] = yaml.safe_load(value)
+    return settings
+
 
 def numbers(text: str, count: int, option: str) -> list[float]:
     """The numbers of an option such as `--box 1,2,3,4`.

@@ -4,12 +4,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import BOX_HELP, POINT_HELP, as_one_call, numbers, table, to_json
+from .options import (
+    BOX_HELP,
+    POINT_HELP,
+    SETTING_HELP,
+    as_one_call,
+    generator_settings,
+    numbers,
+    table,
+    to_json,
+)
 
 
 def segment(
@@ -24,6 +34,7 @@ def segment(
         str | None, typer.Option(help="Folder or Hub id; default: the bundled small model (with --text: for words).")
     ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, help="How often a mask is handed back for refinement.")] = 0,
+    setting: Annotated[list[str] | None, typer.Option(help=f"With --everything: {SETTING_HELP}")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a picture of the masks.")] = None,
     mask_folder: Annotated[
         Path | None,
@@ -43,6 +54,10 @@ def segment(
     if mask_folder is not None and prompts:
         raise ValueError("--mask-folder is for everything: leave the regions out, or use --json.")
 
+    if setting and prompts:
+        raise ValueError("--setting is for everything: leave the regions or the settings out.")
+    settings = generator_settings(setting or [])
+
     from transformers import pipeline
 
     from ..assets import bundled_model
@@ -58,7 +73,7 @@ def segment(
     if prompts:
         results = segmenter(picture, **as_one_call(prompts), refine_steps=refine_steps)
     else:
-        results = segmenter(picture)
+        results = segmenter(picture, **settings)
 
     typer.echo(table(results, "area"))
     if out is not None:
@@ -68,11 +83,12 @@ def segment(
     if json_file is not None and prompts:
         json_file.write_text(json.dumps([to_json(result) for result in results], indent=2) + "\n", encoding="utf-8")
     elif json_file is not None:
+        local = Path(image).exists()  # not a URL
         write_sa1b(
             json_file,
             to_official_records(results),
             image_id=0,
-            file_name=Path(image).name,
+            file_name=Path(os.path.relpath(image, json_file.parent)).as_posix() if local else Path(image).name,
             width=picture.width,
             height=picture.height,
         )
