@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import pipeline
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from hf_segcap import SamForPromptableSegmentation, ZimConfig, ZimForMatting, ZimOnnxForMatting, ZimProcessor
@@ -394,6 +395,45 @@ def test_inputs_that_will_not_do(exported: ZimOnnxForMatting, inputs: dict[str, 
                 input_points=torch.ones(2, 1, 2, 2),
                 point_labels=torch.tensor([[[1, label]]] * 2),
             )
+
+
+def halve(source: Path, target: Path) -> None:
+    """A graph that takes and gives float16 and computes as before."""
+    graph = (loaded := onnx.load(source)).graph
+    for items, first in ((graph.input, "FLOAT"), (graph.output, "FLOAT16")):
+        for item in items:
+            for node in graph.node:
+                for names in (node.input, node.output):
+                    names[:] = [f"{name}_single" if name == item.name else name for name in names]
+            ends = [item.name, f"{item.name}_single"]
+            ends = ends if first == "FLOAT" else ends[::-1]
+            cast = onnx.helper.make_node("Cast", ends[:1], ends[1:], to=getattr(onnx.TensorProto, first))
+            graph.node.insert(0 if first == "FLOAT" else len(graph.node), cast)
+            item.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    del graph.value_info[:]
+    onnx.save(loaded, target)
+
+
+def test_graphs_in_half_precision(
+    exported: ZimOnnxForMatting, inputs: dict[str, torch.Tensor], folder: Path, tmp_path: Path
+) -> None:
+    for name in ("encoder.onnx", "decoder.onnx"):
+        halve(folder / name, tmp_path / name)
+    shutil.copy(folder / "config.json", tmp_path)
+    output = ZimOnnxForMatting.from_pretrained(tmp_path)(**inputs)
+    assert output.alphas.dtype == output.iou_scores.dtype == torch.float32
+    assert (output.alphas - exported(**inputs).alphas).abs().mean() < 0.02
+
+
+def test_saved_files_are_loaded_again(
+    exported: ZimOnnxForMatting, inputs: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    matter = pipeline("image-matting", model=exported, processor=tiny_zim_processor())
+    for _ in range(2):  # the second time over itself
+        matter.save_pretrained(tmp_path / "saved")
+    saved = pipeline("image-matting", model=str(tmp_path / "saved"))
+    assert isinstance(saved.model, ZimOnnxForMatting)
+    torch.testing.assert_close(saved.model(**inputs).alphas, exported(**inputs).alphas)
 
 
 def test_devices(exported: ZimOnnxForMatting) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
@@ -37,6 +37,7 @@ _OFFICIAL_IMAGE_SIZE = 1024  # where a graph does not fix it
 # Bytes of the decoder's largest map for the prompts of one call, and its channels in the official network
 _BUDGET, _CHANNELS = 2**29, 128
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_DTYPES = {"tensor(float16)": torch.float16, "tensor(double)": torch.float64, "tensor(int64)": torch.int64}
 
 
 class ZimOnnxForMatting(nn.Module):
@@ -213,6 +214,17 @@ class ZimOnnxForMatting(nn.Module):
         runtime = import_optional("onnxruntime", "onnx", type(self).__name__)
         return self.providers == [_CPU] and _CUDA in runtime.get_available_providers() and torch.cuda.is_available()
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Copies both graphs, with their files of weights if they have some, and writes the configuration beside them:
+        what `from_pretrained` reads. Other arguments, as of other models' weights, have no meaning here."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in self.files:
+            name = dict(zip(self._files, (ENCODER_FILE, DECODER_FILE))).get(source, source.name)
+            if source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
+        self.config.save_pretrained(folder)
+
     def can_generate(self) -> bool:
         """False: it makes no text."""
         return False
@@ -229,9 +241,8 @@ class ZimOnnxForMatting(nn.Module):
                 f"{tuple(pixel_values.shape)}."
             )
         name = self.encoder.get_inputs()[0].name
-        images = _array(pixel_values)
-        outputs = [self.encoder.run(None, {name: images[i : i + 1]}) for i in range(len(images))]
-        embeddings, *details = (torch.from_numpy(np.concatenate(items)) for items in zip(*outputs))
+        outputs = [_run(self.encoder, self._files[0], {name: image}) for image in pixel_values.split(1)]
+        embeddings, *details = (torch.cat(items) for items in zip(*outputs))
         return embeddings, tuple(details)
 
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
@@ -291,14 +302,8 @@ class ZimOnnxForMatting(nn.Module):
 
     def run_decoder(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The decoder graph as it is: its inputs by name, those of one image -> logits (P, 4, l, l), scores (P, 4)."""
-        taken = {item.name for item in self.decoder.get_inputs()}
-        arrays = {name: _array(value) for name, value in inputs.items() if name in taken}
-        try:
-            masks, scores = self.decoder.run(None, arrays)[:2]
-        except Exception as error:  # onnxruntime has a class of its own for each kind of failure
-            shapes = {name: array.shape for name, array in arrays.items()}
-            raise ValueError(f"{self._files[1]} cannot take {shapes}: {' '.join(str(error).split())}") from error
-        return torch.from_numpy(masks), torch.from_numpy(scores)
+        masks, scores = _run(self.decoder, self._files[1], inputs)[:2]
+        return masks, scores
 
     def forward(
         self,
@@ -401,8 +406,19 @@ def _on_cpu(rows: PromptRows) -> PromptRows:
     return replace(rows, **{name: value.cpu() for name, value in values.items() if value is not None})
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
+def _run(session: Any, file: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The outputs of a graph, in float32; inputs that it has no use for are left out, the others get the type it wants."""
+    arrays = {
+        item.name: inputs[item.name].detach().cpu().to(_DTYPES.get(item.type, torch.float32)).contiguous().numpy()
+        for item in session.get_inputs()
+        if item.name in inputs
+    }
+    try:
+        outputs = session.run(None, arrays)
+    except Exception as error:  # onnxruntime has a class of its own for each kind of failure
+        shapes = {name: array.shape for name, array in arrays.items()}
+        raise ValueError(f"{file} cannot take {shapes}: {' '.join(str(error).split())}") from error
+    return [torch.from_numpy(output).float() for output in outputs]
 
 
 def _data_file(graph: str) -> str:
