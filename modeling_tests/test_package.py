@@ -40,7 +40,7 @@ REGISTERED = """
 import importlib
 
 import hf_segcap
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.pipelines import PIPELINE_REGISTRY
 
 config = AutoConfig.for_model("sca")
@@ -49,6 +49,12 @@ _, task, _ = PIPELINE_REGISTRY.check_task("region-captioning")
 assert task["impl"].__module__.startswith("hf_segcap."), task
 assert task["pt"] == (AutoModelForImageTextToText,), task
 assert AutoModelForImageTextToText._model_mapping[type(config)] is hf_segcap.SamCaptionForRegionCaptioning
+for config_class, model_class in (
+    (hf_segcap.SamCaptionConfig, hf_segcap.SamCaptionForRegionCaptioning),
+    (hf_segcap.SamPromptableConfig, hf_segcap.SamForPromptableSegmentation),
+    (hf_segcap.ZimLabelConverterConfig, hf_segcap.ZimLabelConverter),
+):
+    assert AutoModel._model_mapping[config_class] is model_class
 importlib.reload(hf_segcap)
 print("registered")
 """

@@ -56,15 +56,19 @@ class System:
 SYSTEMS = (
     System(
         config=SamCaptionConfig,
-        models={AutoModelForImageTextToText: SamCaptionForRegionCaptioning},
+        models={
+            AutoModel: SamCaptionForRegionCaptioning,
+            AutoModelForImageTextToText: SamCaptionForRegionCaptioning,
+        },
         processor=SamCaptionProcessor,
         task="region-captioning",
         pipeline=RegionCaptioningPipeline,
         pipeline_type="multimodal",
+        pipeline_models=(AutoModelForImageTextToText,),
     ),
     System(
         config=SamPromptableConfig,
-        models={AutoModelForMaskGeneration: SamForPromptableSegmentation},
+        models={AutoModel: SamForPromptableSegmentation, AutoModelForMaskGeneration: SamForPromptableSegmentation},
         processor=SamPromptableProcessor,
         task="promptable-segmentation",
         pipeline=PromptableSegmentationPipeline,
@@ -84,7 +88,7 @@ SYSTEMS = (
     ),
     System(
         config=ZimLabelConverterConfig,
-        models={AutoModelForImageMatting: ZimLabelConverter},
+        models={AutoModel: ZimLabelConverter, AutoModelForImageMatting: ZimLabelConverter},
         processor=ZimLabelConverterProcessor,
         task="matte-conversion",  # of recipes; there is no pipeline
     ),

@@ -287,6 +287,9 @@ def test_names_of_transformers_sam_are_refused(model: SamForPromptableSegmentati
     """It would take the points without their labels."""
     with pytest.raises(TypeError, match="no argument input_labels: point_labels are meant"):
         model(pixel_values=pictures(), input_points=torch.ones(2, 1, 1, 2), input_labels=torch.zeros(2, 1, 1))
+    for name in ("boxes", "masks", "text"):  # of the pipeline
+        with pytest.raises(TypeError, match=f"no argument {name}: this model knows no such prompt"):
+            model(image_embeddings=embeddings, **{name: torch.zeros(2, 1, 4)})
 
 
 # --- text --------------------------------------------------------------------------------------------------------------
@@ -487,6 +490,33 @@ def test_half_precision(model: SamForPromptableSegmentation) -> None:
     difference = (output.pred_masks.float() - expected.pred_masks).square().mean().sqrt()
     assert difference < 0.1 * expected.pred_masks.std()
     half.train()(pixel_values=pictures(), **prompts, labels=squares(2, 2)).loss.backward()
+
+
+def test_positions_stay_exact_in_half_precision(tmp_path: Path) -> None:
+    exact = tiny_sam_promptable()
+    exact.save_pretrained(tmp_path)
+    matrix = exact.shared_image_embedding.positional_embedding.clone()
+    assert not torch.equal(matrix.bfloat16().float(), matrix)
+    for half in (
+        SamForPromptableSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16),
+        SamForPromptableSegmentation.from_pretrained(tmp_path, dtype=torch.float16),
+        tiny_sam_promptable().to(torch.bfloat16),
+        tiny_sam_promptable().half(),
+    ):
+        assert half.dtype in (torch.bfloat16, torch.float16)
+        found = half.shared_image_embedding.positional_embedding
+        assert found.dtype == torch.float32 and torch.equal(found, matrix)
+    assert exact.double().shared_image_embedding.positional_embedding.dtype == torch.float64
+
+
+def test_replicas_of_data_parallel_have_no_parameters_to_ask(
+    model: SamForPromptableSegmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.no_grad():
+        expected = model(pixel_values=pictures(), input_points=torch.ones(2, 1, 1, 2))
+        monkeypatch.setattr(torch.nn.Module, "parameters", lambda self, recurse=True: iter(()))
+        found = model(pixel_values=pictures(), input_points=torch.ones(2, 1, 1, 2))
+    assert torch.equal(found.pred_masks, expected.pred_masks)
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ class _Session:
             if feed_back_masks and low_res is not None:
                 rows = replace(rows, masks=low_res)
             scores, oracle, chosen = self._measure(rows)
-            low_res, predicted = chosen, self._upscale(chosen[:, None])[:, 0] > 0
+            low_res, predicted = chosen, self._upscale(chosen[:, None])[:, 0].cpu() > 0
             if count in num_points:
                 measured[f"miou@{count}"] = scores
                 if count == 1:

@@ -205,7 +205,8 @@ def sample_pixels(masks: Tensor, generator: torch.Generator | None = None) -> Te
     """
     per_line = masks.sum(2)
     last = per_line.cumsum(1)
-    draw = torch.rand(len(masks), generator=generator, device=masks.device, dtype=torch.float64)
+    dtype = torch.float32 if masks.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+    draw = torch.rand(len(masks), generator=generator, device=masks.device, dtype=dtype)
     rank = (draw * last[:, -1]).long()[:, None]  # the pixel that has `rank` others of the mask before it
     y = torch.searchsorted(last, rank, right=True).clamp(max=masks.shape[1] - 1)
     rank = rank - (last - per_line).gather(1, y)

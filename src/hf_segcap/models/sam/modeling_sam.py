@@ -5,6 +5,7 @@ transformers has SAM's network. This is what the paper does around it: several k
 for each object, text prompts (section 7.5), refinement, and the training with its losses and rounds (section 3, appendix A).
 """
 
+import numbers
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -310,7 +311,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         )
 
     def _predict(self, image_embeddings, rows: PromptRows, multimask_output: bool | None, refine_steps: int):
-        if not isinstance(refine_steps, int) or refine_steps < 0:
+        if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
             raise ValueError(f"refine_steps must be a whole number of 0 or more, got {refine_steps!r}.")
         masks, scores, best = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
         for _ in range(refine_steps):

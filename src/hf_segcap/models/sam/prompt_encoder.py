@@ -23,6 +23,14 @@ class SamPositionEncoding(SamPositionalEmbedding):
         self.scale = config.scale
         self.register_buffer("positional_embedding", self.scale * torch.randn(2, config.num_pos_feats))
 
+    def _apply(self, fn, recurse=True):
+        """`.to(torch.bfloat16)` and its like move the matrix, but keep it exact."""
+        exact = self.positional_embedding
+        super()._apply(fn, recurse)
+        if self.positional_embedding.dtype in (torch.float16, torch.bfloat16):
+            self.positional_embedding = exact.to(self.positional_embedding.device)
+        return self
+
     def forward(self, input_coords: Tensor) -> Tensor:
         """Points (..., 2) in [0, 1] -> (..., 2 * num_pos_feats), float32 whatever the model's dtype or autocast.
 
@@ -59,7 +67,7 @@ class SamRowPromptEncoder(nn.Module):
 
     def _encode_positions(self, position_encoding: SamPositionEncoding, coordinates: Tensor) -> Tensor:
         encoded = position_encoding((coordinates + 0.5) / self.image_size)  # + 0.5: the centre of the pixel
-        return encoded.to(self.not_a_point_embed.weight.dtype)
+        return encoded.to(self.not_a_point_embed.weight)  # with a device_map on another device
 
     def embed_points(self, position_encoding: SamPositionEncoding, points: Tensor, labels: Tensor) -> Tensor:
         """points (R, n, 2) in pixels of the model frame, labels (R, n) -> tokens (R, n, C)."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,21 +70,23 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
 
     def post_process_masks(
         self,
-        pred_masks: torch.Tensor | Sequence[torch.Tensor],
+        masks: torch.Tensor | Sequence[torch.Tensor],
         original_sizes: Any,
         reshaped_input_sizes: Any,
         mask_threshold: float = 0.0,
         binarize: bool = True,
+        pad_size: Mapping[str, int] | None = None,
         prompt_mask: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Brings predicted masks to the size of their images.
 
         Args:
-            pred_masks: low-resolution logits (B, P, M, l, l), or one (P, M, l, l) per image.
+            masks: low-resolution logits `pred_masks` (B, P, M, l, l), or one (P, M, l, l) per image.
             original_sizes: (B, 2) from the processor: (height, width) in pixels.
             reshaped_input_sizes: (B, 2) from the processor.
             mask_threshold: logits above it belong to the mask.
             binarize: False returns the float32 logits.
+            pad_size: {"height", "width"} of the model frame; default: that of the image processor.
             prompt_mask: bool (B, P); given, padded prompts are left out.
 
         Returns:
@@ -94,13 +96,13 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
             ValueError: numbers of masks and sizes that differ.
         """
         old, new = check_image_sizes(original_sizes), check_image_sizes(reshaped_input_sizes)
-        if not len(pred_masks) == len(old) == len(new):
+        if not len(masks) == len(old) == len(new):
             raise ValueError(
-                f"Got masks of {len(pred_masks)} image(s), but {len(old)} original and {len(new)} reshaped sizes."
+                f"Got masks of {len(masks)} image(s), but {len(old)} original and {len(new)} reshaped sizes."
             )
-        frame = self.image_processor.pad_size
+        frame = pad_size or self.image_processor.pad_size
         result = []
-        for i, low_res in enumerate(map(torch.as_tensor, pred_masks)):
+        for i, low_res in enumerate(map(torch.as_tensor, masks)):
             if prompt_mask is not None:
                 low_res = low_res[prompt_mask[i].to(low_res.device)]
             logits = upscale_masks(low_res, new[i], old[i], (frame["height"], frame["width"]))

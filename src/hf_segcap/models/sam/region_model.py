@@ -28,6 +28,7 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
     supports_gradient_checkpointing = True
     _no_split_modules = ["SamImageLayer", "SamTwoWayBlock"]
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["shared_image_embedding"]  # see `SamPositionEncoding`
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [
         r"^prompt_encoder\.shared_embedding\.positional_embedding$",  # a second copy of shared_image_embedding
@@ -88,14 +89,16 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
             TypeError: a prompt among the other arguments, which the encoder would ignore: transformers' `input_labels`.
         """
         for name in kwargs:
-            if name.startswith(("input_", "point")):
+            if name.startswith(("input_", "point", "box", "mask", "text")):
                 hint = "point_labels are meant" if "label" in name else "this model knows no such prompt"
                 raise TypeError(f"{type(self).__name__} has no argument {name}: {hint}.")
         if pixel_values is None and image_embeddings is not None:
             return image_embeddings.to(self._stream_dtype), None
         if pixel_values is None or image_embeddings is not None:
             raise ValueError("Give exactly one of pixel_values and image_embeddings.")
-        outputs = self.vision_encoder(pixel_values.to(self.vision_encoder.dtype), **kwargs)
+        # of a weight: the replicas of DataParallel have no parameters to ask
+        dtype = self.vision_encoder.patch_embed.projection.weight.dtype
+        outputs = self.vision_encoder(pixel_values.to(dtype), **kwargs)
         return outputs.last_hidden_state, outputs
 
     @property
@@ -129,11 +132,12 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
                 f"{tuple(rows.masks.shape[1:])}."
             )
         image_embeddings = image_embeddings.to(self._stream_dtype)
-        positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(self._stream_dtype)
+        # with a device_map its parts may lie on several devices
+        positions = self.shared_image_embedding.grid(image_embeddings.shape[-1]).to(image_embeddings)
         images = image_embeddings.flatten(2).transpose(1, 2)  # (B, S, C)
         recorded = rows_per_part is None and self.mask_decoder.config._attn_implementation == "eager"
         if in_one_part or recorded or torch.is_grad_enabled():  # gradients need all streams anyway
-            return [decode(images[rows.image_index], positions, rows, None)]
+            return [decode(images[rows.image_index.to(images.device)], positions, rows, None)]
         parts = []
         for index in rows.image_index.unique().tolist():
             image, shared = images[index : index + 1], None

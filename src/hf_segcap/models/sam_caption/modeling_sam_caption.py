@@ -137,7 +137,7 @@ class SamCaptionForRegionCaptioning(SamCaptionGenerationMixin, SamCaptionPreTrai
             text_config=language_model.config,
             **config_kwargs,
         )
-        model = cls(config).to(sam.dtype)
+        model = cls(config).to(device=sam.device, dtype=sam.dtype)
         own = {name: value for name, value in sam.state_dict().items() if "shared_embedding" not in name}
         own.update({f"language_model.{name}": value for name, value in language_model.state_dict().items()})
         result = model.load_state_dict(own, strict=False)

@@ -61,7 +61,7 @@ class ZimDetailEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, S, S) normalised pixels -> (B, c_i, S / 2, S / 2), (B, c_i, S / 4, S / 4), ..."""
-        features = pixel_values.to(next(self.parameters()).dtype)
+        features = pixel_values.to(self.convs[0].conv.weight.dtype)
         result = []
         for conv in self.convs:
             features = conv(features)

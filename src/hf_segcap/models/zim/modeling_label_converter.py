@@ -238,7 +238,9 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
         own = {field.name for field in fields(HieraConfig)} - {field.name for field in fields(PreTrainedConfig)}
         sizes = {name: getattr(hiera.config, name) for name in own if not name.startswith("_")}
         backbone = HieraConfig(**{**sizes, "image_size": [image_size, image_size]})
-        model = cls(ZimLabelConverterConfig(backbone_config=backbone, **config_kwargs)).to(hiera.dtype)
+        model = cls(ZimLabelConverterConfig(backbone_config=backbone, **config_kwargs)).to(
+            device=hiera.device, dtype=hiera.dtype
+        )
         weights = {name: value for name, value in hiera.state_dict().items() if not name.startswith("pooler.")}
         projection, positions = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
         missing = 4 - weights[projection].shape[1]
@@ -329,13 +331,16 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
 
     def _convert(self, inputs: Tensor, flags: dict[str, bool]) -> tuple[tuple[Tensor, ...], ModelOutput]:
         """(N, 4, H, W) -> logits at strides 8, 4, 1, each (N, 1, h, w), and what the backbone gave."""
+        # dtypes of weights: the replicas of DataParallel have no parameters to ask
         encoded = self.backbone(
-            inputs.to(self.backbone.dtype),
+            inputs.to(self.backbone.embeddings.patch_embeddings.projection.weight.dtype),
             output_attentions=flags["output_attentions"],
             output_hidden_states=True,
             return_dict=True,
         )
-        return self.decoder(encoded.reshaped_hidden_states[1:], inputs.to(self.dtype)), encoded
+        return self.decoder(
+            encoded.reshaped_hidden_states[1:], inputs.to(self.decoder.laterals[0].weight.dtype)
+        ), encoded
 
     def _refine(self, sides: tuple[Tensor, ...]) -> list[Tensor]:
         """The matte after each step, logits (N, 1, H, W): that of stride 8, corrected by stride 4, corrected by stride 1."""

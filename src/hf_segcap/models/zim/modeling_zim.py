@@ -128,7 +128,7 @@ class ZimModel(SamRegionPreTrainedModel):
         sam_config = sam.config
         if isinstance(sam_config, SamConfig):
             sam_config = SamPromptableConfig.from_sam(sam_config)
-        model = cls(ZimConfig.from_sam(sam_config, **config_kwargs)).to(sam.dtype)
+        model = cls(ZimConfig.from_sam(sam_config, **config_kwargs)).to(device=sam.device, dtype=sam.dtype)
         own = model.state_dict()
         # transformers' SamModel has a second copy of the position matrix
         weights = {name: value for name, value in sam.state_dict().items() if "shared_embedding" not in name}
