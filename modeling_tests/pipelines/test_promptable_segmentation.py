@@ -161,3 +161,15 @@ def test_bad_arguments_say_what_is_wrong(arguments, message):
 def test_unknown_arguments_are_refused_with_a_hint():
     with pytest.raises(TypeError, match="points_per_side"):
         segmenter()(IMAGE, point_per_side=4)
+
+
+def test_options_that_change_nothing_are_named(caplog):
+    segmenter()(IMAGE, boxes=[BOX], points_per_side=2, pred_iou_thresh=0.1)
+    assert "points_per_side, pred_iou_thresh: only everything mode heeds this" in caplog.text
+    caplog.clear()
+    segmenter()(IMAGE, points_per_side=1, refine_steps=3)
+    assert "refine_steps: only prompts heed this" in caplog.text
+    caplog.clear()
+    segmenter()(IMAGE, boxes=[BOX], refine_steps=1)
+    segmenter()(IMAGE, points_per_side=1)
+    assert not caplog.text

@@ -90,6 +90,7 @@ class ImageMattingPipeline(RegionPipeline):
 
     prompt_names = ("boxes", "points", "point_labels")
     forward_names = ("multimask_output", "prompts_per_batch")
+    everything_names = ("output_mode",)
     # The official repositories hold no processor, so that transformers may fail to load one: see `_resolved_processor`.
     _load_processor = None  # type: ignore[assignment]
 
@@ -213,7 +214,9 @@ class ImageMattingPipeline(RegionPipeline):
                 one = slice(index, index + 1)
                 encoded = embeddings[one], tuple(features[one] for features in details)
                 defaults = self.model.config.everything
-                found = self.propose(encoded, request, defaults, settings, progress, mattes=True)
+                found = self.propose(
+                    encoded, request, defaults, settings, progress, mattes=True, multimask_output=multimask_output
+                )
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):
             group = [requests[i] for i in indices]

@@ -138,8 +138,15 @@ class PromptableSegmentationPipeline(RegionPipeline):
         answers = [_Answer(request) for request in requests]
         for index, request in enumerate(requests):
             if not request.model_prompts:
-                defaults = self.model.config.everything
-                found = self.propose(embeddings[index : index + 1], request, defaults, settings, progress)
+                found = self.propose(
+                    embeddings[index : index + 1],
+                    request,
+                    self.model.config.everything,
+                    settings,
+                    progress,
+                    multimask_output=multimask_output,
+                    refine_steps=refine_steps,
+                )
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):
             group = [requests[i] for i in indices]

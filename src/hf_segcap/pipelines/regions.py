@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from ..everything import MATTE_SETTINGS, Encoded, GeneratorSettings, MaskProposals, generate_masks
 from ..images import load_image
 from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts
 from .base import PromptedImagePipeline, pad_prompts, show_progress
+
+logger = logging.get_logger(__name__)
 
 # What fills up the prompts of images that have fewer than others of their batch.
 _PADDING = {
@@ -61,9 +64,11 @@ class RegionPipeline(PromptedImagePipeline):
 
     Attributes:
         forward_names: arguments of `_forward` that a call may name, besides those that all these pipelines have.
+        everything_names: arguments that only everything mode heeds, besides the settings of the generator.
     """
 
     forward_names: tuple[str, ...] = ()
+    everything_names: tuple[str, ...] = ()
 
     def take_common(self, kwargs: dict[str, Any], timeout: float | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Takes what every such pipeline knows out of the arguments of a call: for `preprocess`, and for `_forward`."""
@@ -75,6 +80,9 @@ class RegionPipeline(PromptedImagePipeline):
         settings = {name: kwargs.pop(name) for name in GeneratorSettings.names() if name in kwargs}
         if settings:
             forward["settings"] = settings
+        unused = [*settings, *(name for name in self.everything_names if name in kwargs)]
+        if unused and any(preprocess.get(name) is not None for name in self.prompt_names):
+            logger.warning(f"{', '.join(unused)}: only everything mode heeds this, and this call has prompts.")
         if "progress" in kwargs:
             forward["progress"] = kwargs.pop("progress")
         return preprocess, forward
@@ -159,6 +167,7 @@ class RegionPipeline(PromptedImagePipeline):
         settings: Mapping[str, Any] | None,
         progress: bool,
         mattes: bool = False,
+        **unused: Any,
     ) -> MaskProposals:
         """Everything mode: the good masks of all points of a grid.
 
@@ -166,7 +175,11 @@ class RegionPipeline(PromptedImagePipeline):
             encoded: what `encode` gave for the whole image.
             defaults: generator settings of the model; `settings` of the call win.
             mattes: the model predicts mattes, see [`~hf_segcap.everything.generate_masks`].
+            unused: options of prompts; a warning names those that are set.
         """
+        ignored = [name for name, value in unused.items() if value]
+        if ignored:
+            logger.warning_once(f"{', '.join(ignored)}: only prompts heed this, everything mode does not.")
         if request.image is None:
             raise ValueError("Everything mode needs the image, which a request with prompts does not keep.")
 

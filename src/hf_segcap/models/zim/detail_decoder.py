@@ -7,6 +7,7 @@ convolution over [details, upsampled stream] is the sum of two convolutions, and
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,8 @@ class ZimDetailEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, S, S) normalised pixels -> (B, c_i, S / 2, S / 2), (B, c_i, S / 4, S / 4), ..."""
-        features = pixel_values.to(self.convs[0].conv.weight.dtype)
+        weight: Any = self.convs[0].conv.weight  # the replicas of DataParallel have no parameters to ask for a dtype
+        features = pixel_values.to(weight.dtype)
         result = []
         for conv in self.convs:
             features = conv(features)

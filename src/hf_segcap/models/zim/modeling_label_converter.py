@@ -332,15 +332,15 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
     def _convert(self, inputs: Tensor, flags: dict[str, bool]) -> tuple[tuple[Tensor, ...], ModelOutput]:
         """(N, 4, H, W) -> logits at strides 8, 4, 1, each (N, 1, h, w), and what the backbone gave."""
         # dtypes of weights: the replicas of DataParallel have no parameters to ask
+        backbone: Any = self.backbone.embeddings.patch_embeddings.projection.weight
+        decoder: Any = self.decoder.laterals[0].weight
         encoded = self.backbone(
-            inputs.to(self.backbone.embeddings.patch_embeddings.projection.weight.dtype),
+            inputs.to(backbone.dtype),
             output_attentions=flags["output_attentions"],
             output_hidden_states=True,
             return_dict=True,
         )
-        return self.decoder(
-            encoded.reshaped_hidden_states[1:], inputs.to(self.decoder.laterals[0].weight.dtype)
-        ), encoded
+        return self.decoder(encoded.reshaped_hidden_states[1:], inputs.to(decoder.dtype)), encoded
 
     def _refine(self, sides: tuple[Tensor, ...]) -> list[Tensor]:
         """The matte after each step, logits (N, 1, H, W): that of stride 8, corrected by stride 4, corrected by stride 1."""
