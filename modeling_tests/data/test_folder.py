@@ -7,10 +7,11 @@ from PIL import Image
 
 from hf_segcap.data.collator import RegionCollator
 from hf_segcap.data.folder import RegionFolder
+from hf_segcap.data.matte_collator import MatteCollator
 from hf_segcap.data.sources import SOURCES, MixedRows, iter_texts, load_source
 from hf_segcap.data.visual_genome import VisualGenomeRegions
 from hf_segcap.masks import encode_rle
-from modeling_tests.tiny import random_image, tiny_processor
+from modeling_tests.tiny import random_image, tiny_processor, tiny_zim_processor
 
 GOOD = {"image": "a.png", "regions": [{"box": [1, 2, 30, 40], "phrases": ["a red cup", "a cup"]}]}
 
@@ -53,6 +54,27 @@ def test_a_mask_alone_is_a_region(folder):
     for damaged, message in (({"size": [44, 60], "counts": "~~"}, "RLE"), (encode_rle(mask * 0), "empty")):
         with pytest.raises(ValueError, match=f"line 1, region 0: .*{message}"):
             RegionFolder(folder({"image": "a.png", "regions": [{"mask": damaged}]}))
+
+
+def test_mattes_of_ones_own(folder, tmp_path, caplog):
+    matte = np.zeros((44, 60), np.uint8)
+    matte[5:9, 10:30] = 120
+    Image.fromarray(matte).save(tmp_path / "matte.png")
+    hard = np.ones((44, 60), np.uint8)
+    regions = [{"alpha": "matte.png"}, {"alpha": "matte.png", "mask": encode_rle(hard), "coarse": True, "note": 3}]
+    rows = RegionFolder(folder({"image": "a.png", "regions": regions}))
+    first, second = rows[0]["regions"]
+    assert first["box"] == [10, 5, 30, 9] and "coarse" not in first and second["coarse"] is True
+    assert "note of regions is not used" in caplog.text
+    batch = MatteCollator(tiny_zim_processor(), train=False)([rows[0]])
+    inside = batch["labels"][0, :, 5:9, 12:28]
+    assert batch["prompt_mask"].tolist() == [[True, True]] and (inside - 120 / 255).abs().max() < 0.2
+    Image.fromarray(matte * 0).save(tmp_path / "empty.png")
+    for alpha, message in (("none.png", "path of a matte"), (3, "path of a matte"), ("empty.png", "0 everywhere")):
+        with pytest.raises(ValueError, match=f"line 1, region 0: .*{message}"):
+            RegionFolder(folder({"image": "a.png", "regions": [{"alpha": alpha}]}))
+    with pytest.raises(ValueError, match=".coarse. is true or false, got 1"):
+        RegionFolder(folder({"image": "a.png", "regions": [{"alpha": "matte.png", "coarse": 1}]}))
 
 
 def test_rows_go_through_the_collator(folder):

@@ -9,6 +9,7 @@ from transformers import CLIPConfig, CLIPModel, Trainer
 
 from hf_segcap.data.augmentation import LargeScaleJitter
 from hf_segcap.data.mask_collator import MaskCollator
+from hf_segcap.data.sources import load_source
 from hf_segcap.masks import encode_rle
 from hf_segcap.models.sam.modeling_sam import SamForPromptableSegmentation
 from hf_segcap.models.sam.processing_sam import SamPromptableProcessor
@@ -251,6 +252,17 @@ def test_a_recipe_from_scratch_and_one_that_continues(recipe, tmp_path):
     assert vision.output_channels == 2 * before.output_channels
     with pytest.raises(ValueError, match="are for promptable-segmentation with from_pretrained"):
         load_recipe(recipe, ["model.from_pretrained=null", "model.insert_layers=[0]"])
+
+
+def test_data_without_masks_is_refused(recipe, tmp_path, caplog):
+    random_image(0).save(tmp_path / "a.png")
+    line = {"image": "a.png", "regions": [{"box": [1, 2, 30, 40], "phrases": ["a red cup"]}]}
+    (tmp_path / "regions.jsonl").write_text(json.dumps(line))
+    recipe["data"] = {"train": [{"source": "folder", "args": {"root": str(tmp_path)}}]}
+    with pytest.raises(ValueError, match="none of the first 1 rows has a region with a mask: nothing to train on"):
+        train(recipe, output=tmp_path / "out")
+    batch = MaskCollator(PROCESSOR)([load_source("folder", root=str(tmp_path))[0]])
+    assert not batch["prompt_mask"].any() and "no object to train on" in caplog.text
 
 
 def test_lora_on_the_encoder(recipe, tmp_path):

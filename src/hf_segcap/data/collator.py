@@ -15,7 +15,7 @@ from ..model_frame import masks_to_frame
 from ..models.sam_caption.configuration_sam_caption import TASKS
 from ..prompts import RegionPrompts, scale_prompts
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds
+from .row_collator import RowCollator, check_prompt_kinds, with_objects
 from .sources import check_box
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class RegionCollator(RowCollator):
         kind = kinds[int(rng.choice(len(kinds), p=list(self.prompt_kinds.values())))]
         samples = [self._sample(index, row, kind, rng) for index, row in enumerate(rows)]
         if self.train:
-            samples = [sample for sample in samples if sample.phrases] or samples[:1]
+            samples = with_objects(samples, lambda sample: sample.phrases)
 
         counts = [len(sample.phrases) for sample in samples]
         width = max(max(counts), 1)

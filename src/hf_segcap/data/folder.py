@@ -12,9 +12,10 @@ with one line per image (shown on several lines here):
  "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat", "a cat asleep"]},
              {"box": [210, 40, 300, 120], "phrase": "a red cup"}]}
 ```
-`box` is x0, y0, x1, y1 in pixels of the upright image. Optional: `mask` (COCO run-length code), `category` per region; a
-region with a mask needs neither box (the one around the mask is taken) nor phrases, which only captioning uses. Also
-`image_id`, `caption`, `task` ("caption" or "recognition") per image.
+`box` is x0, y0, x1, y1 in pixels of the upright image. Optional per region: `mask` (COCO run-length code), which segmentation
+trains on; `alpha` (path of a matte, an image as large as that one: see `decode_alpha`) and `coarse` (true: the label converter
+learns the mask as it is), which matting trains on; `category`. A region with a mask or a matte needs neither box (the one around
+it is taken) nor phrases, which only captioning uses. Also `image_id`, `caption`, `task` ("caption" or "recognition") per image.
 """
 
 from __future__ import annotations
@@ -23,10 +24,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..masks import MaskRuns
+from .alpha import alpha_box, decode_alpha
 from .sources import StoredRows, check_box
 
+logger = logging.get_logger(__name__)
+
 _EXAMPLE = '{"image": "images/cat.jpg", "regions": [{"box": [10, 20, 200, 180], "phrases": ["a grey cat"]}]}'
+
+_REGION_FIELDS = {"box", "phrases", "phrase", "mask", "alpha", "coarse", "category"}
 
 
 class RegionFolder(StoredRows):
@@ -76,26 +84,57 @@ def _parse_line(line: str, where: str, root: Path, index: int) -> dict[str, Any]
         "image_id": content.get("image_id", index),
         "caption": content.get("caption"),
         "task": content.get("task"),
-        "regions": [_parse_region(r, f"{where}, region {i}") for i, r in enumerate(content["regions"])],
+        "regions": [_parse_region(r, f"{where}, region {i}", root) for i, r in enumerate(content["regions"])],
     }
 
 
-def _parse_region(region: Any, where: str) -> dict[str, Any]:
+def _parse_region(region: Any, where: str, root: Path) -> dict[str, Any]:
     if not isinstance(region, dict):
         raise ValueError(f'{where}: expected an object with "box" and "phrases", got {region!r}')
+    unknown = sorted(set(region) - _REGION_FIELDS)
+    if unknown:
+        logger.warning_once(
+            f"{where}: {', '.join(unknown)} of regions is not used, known are {sorted(_REGION_FIELDS)}"
+        )
     mask = region.get("mask")
     if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
         raise ValueError(f'{where}: expected a "mask" of the form {{"size": [h, w], "counts": ...}}, got {mask!r}')
-    phrases = [region["phrase"]] if "phrase" in region else region.get("phrases", [] if mask else None)
-    if not isinstance(phrases, list) or not (phrases or mask) or not all(isinstance(text, str) for text in phrases):
+    more = _matte_fields(region, where, root)
+    shaped = bool(mask or more.get("alpha"))
+    phrases = [region["phrase"]] if "phrase" in region else region.get("phrases", [] if shaped else None)
+    if not isinstance(phrases, list) or not (phrases or shaped) or not all(isinstance(text, str) for text in phrases):
         raise ValueError(f'{where}: expected "phrases" (a list of texts) or "phrase" (a text), got {phrases!r}')
-    box = check_box(_box_around(mask, where) if mask and "box" not in region else region.get("box"), where)
+    given = region.get("box")
+    if "box" not in region and shaped:
+        given = _box_around(mask, where) if mask else _box_around_matte(more["alpha"], where)
+    box = check_box(given, where)
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(
             f"{where}: the box {box.tolist()} is empty or inverted, expected x0 < x1 and y0 < y1 (two corners, not width "
             "and height)"
         )
-    return {"box": box.tolist(), "phrases": phrases, "mask": mask, "category": region.get("category")}
+    return {"box": box.tolist(), "phrases": phrases, "mask": mask, "category": region.get("category"), **more}
+
+
+def _matte_fields(region: dict[str, Any], where: str, root: Path) -> dict[str, Any]:
+    """`alpha`, as a path that exists, and `coarse`, where the region has them."""
+    fields: dict[str, Any] = {}
+    if region.get("alpha") is not None:
+        if not isinstance(region["alpha"], str) or not (root / region["alpha"]).is_file():
+            raise ValueError(f'{where}: expected the path of a matte as "alpha", from {root}, got {region["alpha"]!r}')
+        fields["alpha"] = root / region["alpha"]
+    if region.get("coarse") is not None:
+        if not isinstance(region["coarse"], bool):
+            raise ValueError(f'{where}: "coarse" is true or false, got {region["coarse"]!r}')
+        fields["coarse"] = region["coarse"]
+    return fields
+
+
+def _box_around_matte(path: Path, where: str) -> list[float]:
+    box = alpha_box(decode_alpha(path, name=where))
+    if box is None:
+        raise ValueError(f"{where}: the matte {path} is 0 everywhere, expected an object")
+    return box
 
 
 def _box_around(mask: dict[str, Any], where: str) -> list[int]:

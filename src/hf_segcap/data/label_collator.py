@@ -13,7 +13,7 @@ import torch
 from .augmentation import LargeScaleJitter
 from .matte_collator import PADDING_ALPHA, MatteRowCollator, matte_to_frame
 from .matte_degradations import SGA_PROBABILITY, training_pair
-from .row_collator import check_selection
+from .row_collator import check_selection, with_objects
 
 
 @dataclass
@@ -80,7 +80,7 @@ class LabelCollator(MatteRowCollator):
         rng = self.generator(rows)
         samples = [self._sample(index, row, rng) for index, row in enumerate(rows)]
         if self.train:
-            samples = [sample for sample in samples if sample.alphas] or samples[:1]
+            samples = with_objects(samples, lambda sample: sample.alphas)
         processed = self.processor(images=[sample.image for sample in samples])
         frame = self.processor.image_processor.pad_size["height"]
         shape = (len(samples), max(1, *(len(sample.alphas) for sample in samples)), frame, frame)

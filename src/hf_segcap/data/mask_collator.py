@@ -15,7 +15,7 @@ from ..model_frame import masks_to_frame
 from ..models.sam.interactive import BOX_NOISES, add_box_noise, pixel_centres, sample_pixels, target_boxes
 from ..prompts import PADDING_LABEL
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, check_selection
+from .row_collator import RowCollator, check_prompt_kinds, check_selection, with_objects
 
 if TYPE_CHECKING:
     from .mask_crops import MaskCropEmbedder
@@ -121,7 +121,7 @@ class MaskCollator(RowCollator):
         if self.text_embedder is not None:
             self._embed(samples, rng)
         if self.train:
-            samples = [sample for sample in samples if sample.masks] or samples[:1]
+            samples = with_objects(samples, lambda sample: sample.masks)
         counts = torch.tensor([len(sample.masks) for sample in samples])
         prompt_mask = torch.arange(max(int(counts.max()), 1))[None] < counts[:, None]
 

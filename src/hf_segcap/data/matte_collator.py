@@ -21,7 +21,7 @@ from ..models.sam.interactive import pixel_centres
 from ..prompts import PADDING_LABEL
 from .alpha import alpha_box, decode_alpha
 from .augmentation import JitterTransform, LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, check_selection
+from .row_collator import RowCollator, check_prompt_kinds, check_selection, with_objects
 
 PROMPT_KINDS = ("box", "point")
 BOX_JITTER = 0.1  # of the side
@@ -245,7 +245,7 @@ class MatteCollator(MatteRowCollator):
         rng = self.generator(rows)
         samples = [self._sample(index, row, rng) for index, row in enumerate(rows)]
         if self.train:
-            samples = [sample for sample in samples if sample.alphas] or samples[:1]
+            samples = with_objects(samples, lambda sample: sample.alphas)
         counts = torch.tensor([len(sample.alphas) for sample in samples])
         prompt_mask = torch.arange(max(int(counts.max()), 1))[None] < counts[:, None]
 

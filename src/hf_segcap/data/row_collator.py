@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
+from transformers.utils import logging
 
 from ..images import load_image
 from .augmentation import JitterTransform, LargeScaleJitter
 
+logger = logging.get_logger(__name__)
+
 Collator = TypeVar("Collator", bound="RowCollator")
+Sample = TypeVar("Sample")
 
 
 class RowCollator:
@@ -73,6 +77,16 @@ class RowCollator:
         if not self.train or self.augmentation is None:
             return name, image, None
         return name, image, self.augmentation.draw((image.shape[0], image.shape[1]), rng)
+
+
+def with_objects(samples: list[Sample], objects: Callable[[Sample], list]) -> list[Sample]:
+    """The samples of a training batch that have objects; one of them if none has, with a warning."""
+    left = [sample for sample in samples if objects(sample)]
+    if not left:
+        logger.warning_once(
+            "a batch has no object to train on (phrases, or a mask or matte of a size between min_area and max_area, as the task needs it): its loss is 0"
+        )
+    return left or samples[:1]
 
 
 def check_selection(max_area: float, **least_one: int | None) -> None:

@@ -18,10 +18,12 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 from ..data.sources import MixedRows, load_source
 from .features import FeatureCache
 from .recipe import DTYPES, Recipe, SourceSection, dump_recipe, load_recipe
-from .tasks import TASKS
+from .tasks import TASKS, Task
 from .trainer import SegCapTrainer
 
 logger = logging.get_logger(__name__)
+
+_ROWS_LOOKED_AT = 64
 
 
 def train(
@@ -44,7 +46,7 @@ def train(
         metrics of the training and, with evaluation data, of the final evaluation.
 
     Raises:
-        ValueError: an unusable recipe; `output` holds checkpoints of an earlier run and `resume` is False; `output` holds a
+        ValueError: an unusable recipe; data without anything that the task trains on; `output` holds checkpoints of an earlier run and `resume` is False; `output` holds a
             model and no checkpoint.
     """
     parsed = load_recipe(recipe, overrides)
@@ -64,6 +66,7 @@ def train(
     train_rows = _load_rows(parsed.data.train, parsed.seed)
     eval_rows = _evaluation_rows(parsed)
     task = TASKS[parsed.task]
+    _check_rows(task, train_rows)
     model, processor = build_model(parsed, train_rows)
     trained = _with_lora(model, parsed)
 
@@ -94,6 +97,15 @@ def train(
         trainer.save_metrics("final", metrics, combined=False)
     trainer.save_state()
     return metrics
+
+
+def _check_rows(task: Task, rows: Any) -> None:
+    """A batch without anything to train on has a loss of zero: a whole run of them would pass for a training."""
+    first = min(len(rows), _ROWS_LOOKED_AT)
+    if not any(task.can_train(region) for index in range(first) for region in rows[index]["regions"]):
+        raise ValueError(
+            f"data: train: none of the first {first} rows has a region with {task.needs}: nothing to train on"
+        )
 
 
 def build_model(recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:

@@ -46,6 +46,12 @@ _TYPICAL_PHRASES = 2000  # of the data, for `text: centre` and `text: memory_sca
 class Task(Protocol):
     """The parts of a training run that depend on the task; see `run.py` for the rest."""
 
+    needs: str
+    """What a region must have to be trained on."""
+
+    def can_train(self, region: Mapping[str, Any]) -> bool:
+        """Whether a region of a row has that."""
+
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         """Model and processor, nothing frozen."""
 
@@ -64,6 +70,11 @@ class Task(Protocol):
 
 class RegionCaptioning(Task):
     """SCA."""
+
+    needs = "phrases"
+
+    def can_train(self, region: Mapping[str, Any]) -> bool:
+        return bool(region.get("phrases"))
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         from ..models.sam_caption.configuration_sam_caption import SamCaptionConfig
@@ -123,6 +134,11 @@ class RegionCaptioning(Task):
 class PromptableSegmentation(Task):
     """SAM."""
 
+    needs = "a mask"
+
+    def can_train(self, region: Mapping[str, Any]) -> bool:
+        return region.get("mask") is not None
+
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         from ..models.sam.configuration_sam import SamPromptableConfig
         from ..models.sam.grow import double_decoder, insert_layer
@@ -172,6 +188,11 @@ class PromptableSegmentation(Task):
 class ImageMatting(Task):
     """ZIM."""
 
+    needs = "a matte or a mask"
+
+    def can_train(self, region: Mapping[str, Any]) -> bool:
+        return region.get("alpha") is not None or region.get("mask") is not None
+
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         from ..models.sam.modeling_sam import SamForPromptableSegmentation
         from ..models.zim.configuration_zim import ZimConfig
@@ -214,6 +235,9 @@ class ImageMatting(Task):
 
 class MatteConversion(Task):
     """ZIM's label converter."""
+
+    needs = ImageMatting.needs
+    can_train = ImageMatting.can_train
 
     def build(self, recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
         from ..models.zim.configuration_label_converter import ZimLabelConverterConfig
