@@ -29,7 +29,6 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
     _no_split_modules = ["SamImageLayer", "SamTwoWayBlock"]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]  # see `SamPositionEncoding`
-    _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [
         r"^prompt_encoder\.shared_embedding\.positional_embedding$",  # a second copy of shared_image_embedding
     ]

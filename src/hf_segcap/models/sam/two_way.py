@@ -254,11 +254,11 @@ class SamTwoWayMixer(SamTwoWayTransformer):
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 
     def can_fold(self) -> bool:
-        """Whether the folded products apply: plain projections, and attention weights are not asked for (eager)."""
+        """Whether the folded products apply: plain projections, and no other attention than the default is asked for."""
         attentions = [self.final_attn_token_to_image]
         for layer in self.layers:
             attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-        return self.config._attn_implementation != "eager" and all(
+        return self.config._attn_implementation in ("sdpa", None) and all(
             _is_plain_attention(attention) for attention in attentions
         )
 
