@@ -254,6 +254,20 @@ def test_a_recipe_from_scratch_and_one_that_continues(recipe, tmp_path):
         load_recipe(recipe, ["model.from_pretrained=null", "model.insert_layers=[0]"])
 
 
+def test_only_named_parameters_are_trained(recipe):
+    names = ["prompt_encoder.mask_embed", "mask_decoder.mask_tokens"]
+    model, _ = build_model(load_recipe({**recipe, "trained": names}), None)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith(tuple(names))}
+    for names, message in ((["mask_decoder", "head"], r"\['head'\]"), ([], "any of an empty list")):
+        with pytest.raises(ValueError, match=f"trained: no parameter that freeze leaves begins with {message}"):
+            build_model(load_recipe({**recipe, "trained": names}), None)
+    with pytest.raises(ValueError, match="begins with .'vision_encoder'"):
+        build_model(load_recipe({**recipe, "freeze": "decoder", "trained": ["vision_encoder"]}), None)
+    with pytest.raises(ValueError, match="trained and lora both"):
+        load_recipe({**recipe, "freeze": "decoder+lora", "lora": {"r": 2}, "trained": ["mask_decoder"]})
+
+
 def test_data_without_masks_is_refused(recipe, tmp_path, caplog):
     random_image(0).save(tmp_path / "a.png")
     line = {"image": "a.png", "regions": [{"box": [1, 2, 30, 40], "phrases": ["a red cup"]}]}

@@ -184,6 +184,7 @@ class Recipe:
         model, tokenizer, data, collator, text, evaluation: sections, see their classes.
         freeze: what is trained, a policy of the model's `freeze_for`. Region-captioning: "text_mixer" (the paper, default),
             "text_mixer+lora" or "all"; the other tasks: "all" (the papers, default), "decoder" or "decoder+lora".
+        trained: beginnings of the names of parameters: of what `freeze` leaves, only these are trained; absent: all of it.
         lora: with a policy that has "+lora".
         large_scale_jitter: the augmentation of the paper, or absent.
         frozen_features: region-captioning: folder of the feature cache: each image is encoded once; not together with the
@@ -206,6 +207,7 @@ class Recipe:
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     text: TextSection | None = None
     freeze: str | None = None
+    trained: list[str] | None = None
     lora: LoraSection | None = None
     collator: CollatorSection | MaskCollatorSection | MatteCollatorSection | LabelCollatorSection | None = None
     large_scale_jitter: JitterSection | None = None
@@ -247,6 +249,8 @@ class Recipe:
                 "model: double_decoder and insert_layers are for promptable-segmentation with from_pretrained, remove them"
             )
         rules.check(self)
+        if self.trained is not None and self.lora is not None:
+            raise ValueError("trained and lora both choose what is trained: give one of them")
         if self.freeze.endswith("+lora") != (self.lora is not None):
             raise ValueError(f'lora goes with freeze: "{rules.lora}", got freeze: {self.freeze!r}, lora: {self.lora}')
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:

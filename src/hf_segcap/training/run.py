@@ -109,7 +109,7 @@ def _check_rows(task: Task, rows: Any) -> None:
 
 
 def build_model(recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
-    """Model (policy of `freeze` applied, without LoRA) and processor of a recipe.
+    """Model (policy of `freeze` and `trained` applied, without LoRA) and processor of a recipe.
 
     Args:
         recipe: see [`Recipe`].
@@ -118,7 +118,18 @@ def build_model(recipe: Recipe, train_rows: Any) -> tuple[Any, Any]:
     model, processor = TASKS[recipe.task].build(recipe, train_rows)
     if recipe.lora is None:
         model.freeze_for(recipe.freeze)
+    if recipe.trained is not None:
+        _train_only(model, recipe.trained)
     return model, processor
+
+
+def _train_only(model: torch.nn.Module, names: Sequence[str]) -> None:
+    known = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    useless = [name for name in names if not any(parameter.startswith(name) for parameter in known)]
+    if useless or not names:
+        raise ValueError(f"trained: no parameter that freeze leaves begins with {useless or 'any of an empty list'}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith(tuple(names)))
 
 
 def _with_lora(model: Any, recipe: Recipe) -> Any:

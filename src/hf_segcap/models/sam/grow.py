@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .modeling_sam import SamForPromptableSegmentation
 
 
-def double_decoder(model: SamForPromptableSegmentation, noise: float = 1.0) -> SamForPromptableSegmentation:
+def double_decoder(model: SamForPromptableSegmentation, noise: float = 0.5) -> SamForPromptableSegmentation:
     """A copy whose image embeddings, prompt tokens and mask decoder have twice the channels; masks and scores stay the same.
 
     Every channel c becomes 2 c and 2 c + 1, with equal values: layer norms and position encodings do not see it. What reads
