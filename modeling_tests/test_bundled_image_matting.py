@@ -49,7 +49,7 @@ def test_mattes_are_better_than_masks(predictors):
     """A small sample of what the model card reports; the bars leave room for the size of the sample."""
     generated = evaluate_mattes(predictors, MatteComposites(12, split="held_out", seed=99), prompts=("box",))
     assert len(generated) >= 2 * 20
-    assert sad_ratios(generated)["box"]["SAM"] <= 0.85
+    assert sad_ratios(generated)["box"]["SAM"] <= 0.92
     (photograph,) = [
         result
         for result in evaluate_mattes(predictors, photograph_rows(), prompts=("box",))
