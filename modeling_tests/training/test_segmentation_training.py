@@ -268,7 +268,7 @@ def test_only_named_parameters_are_trained(recipe):
         load_recipe({**recipe, "freeze": "decoder+lora", "lora": {"r": 2}, "trained": ["mask_decoder"]})
 
 
-def test_data_without_masks_is_refused(recipe, tmp_path, caplog):
+def test_data_without_masks_is_refused(recipe, tmp_path):
     random_image(0).save(tmp_path / "a.png")
     line = {"image": "a.png", "regions": [{"box": [1, 2, 30, 40], "phrases": ["a red cup"]}]}
     (tmp_path / "regions.jsonl").write_text(json.dumps(line))
@@ -276,7 +276,7 @@ def test_data_without_masks_is_refused(recipe, tmp_path, caplog):
     with pytest.raises(ValueError, match="none of the first 1 rows has a region with a mask: nothing to train on"):
         train(recipe, output=tmp_path / "out")
     batch = MaskCollator(PROCESSOR)([load_source("folder", root=str(tmp_path))[0]])
-    assert not batch["prompt_mask"].any() and "no object to train on" in caplog.text
+    assert not batch["prompt_mask"].any()
 
 
 def test_lora_on_the_encoder(recipe, tmp_path):

@@ -492,23 +492,6 @@ def test_half_precision(model: SamForPromptableSegmentation) -> None:
     half.train()(pixel_values=pictures(), **prompts, labels=squares(2, 2)).loss.backward()
 
 
-def test_positions_stay_exact_in_half_precision(tmp_path: Path) -> None:
-    exact = tiny_sam_promptable()
-    exact.save_pretrained(tmp_path)
-    matrix = exact.shared_image_embedding.positional_embedding.clone()
-    assert not torch.equal(matrix.bfloat16().float(), matrix)
-    for half in (
-        SamForPromptableSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16),
-        SamForPromptableSegmentation.from_pretrained(tmp_path, dtype=torch.float16),
-        tiny_sam_promptable().to(torch.bfloat16),
-        tiny_sam_promptable().half(),
-    ):
-        assert half.dtype in (torch.bfloat16, torch.float16)
-        found = half.shared_image_embedding.positional_embedding
-        assert found.dtype == torch.float32 and torch.equal(found, matrix)
-    assert exact.double().shared_image_embedding.positional_embedding.dtype == torch.float64
-
-
 def test_replicas_of_data_parallel_have_no_parameters_to_ask(
     model: SamForPromptableSegmentation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,18 +23,11 @@ class SamPositionEncoding(SamPositionalEmbedding):
         self.scale = config.scale
         self.register_buffer("positional_embedding", self.scale * torch.randn(2, config.num_pos_feats))
 
-    def _apply(self, fn, recurse=True):
-        """`.to(torch.bfloat16)` and its like move the matrix, but keep it exact."""
-        exact = self.positional_embedding
-        super()._apply(fn, recurse)
-        if self.positional_embedding.dtype in (torch.float16, torch.bfloat16):
-            self.positional_embedding = exact.to(self.positional_embedding.device)
-        return self
-
     def forward(self, input_coords: Tensor) -> Tensor:
         """Points (..., 2) in [0, 1] -> (..., 2 * num_pos_feats), float32 whatever the model's dtype or autocast.
 
-        In bfloat16 the phases alone would be off by as much as a shift of one pixel in 1024.
+        In bfloat16 the phases alone would be off by as much as a shift of one pixel in 1024. (A model in bfloat16 has a rounded
+        matrix, as transformers' has: autocast keeps it exact.)
         """
         with torch.autocast(input_coords.device.type, enabled=False):
             phases = 2 * torch.pi * (2 * input_coords - 1).float() @ self.positional_embedding.float()

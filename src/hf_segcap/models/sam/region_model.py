@@ -28,7 +28,6 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
     supports_gradient_checkpointing = True
     _no_split_modules = ["SamImageLayer", "SamTwoWayBlock"]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["shared_image_embedding"]  # see `SamPositionEncoding`
     _keys_to_ignore_on_load_unexpected = [
         r"^prompt_encoder\.shared_embedding\.positional_embedding$",  # a second copy of shared_image_embedding
     ]
