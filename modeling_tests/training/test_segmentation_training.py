@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, Trainer
 
+from hf_segcap.data import row_collator
 from hf_segcap.data.augmentation import LargeScaleJitter
 from hf_segcap.data.mask_collator import MaskCollator
 from hf_segcap.data.sources import load_source
@@ -268,15 +269,17 @@ def test_only_named_parameters_are_trained(recipe):
         load_recipe({**recipe, "freeze": "decoder+lora", "lora": {"r": 2}, "trained": ["mask_decoder"]})
 
 
-def test_data_without_masks_is_refused(recipe, tmp_path):
+def test_data_without_masks_is_refused(recipe, tmp_path, monkeypatch):
     random_image(0).save(tmp_path / "a.png")
     line = {"image": "a.png", "regions": [{"box": [1, 2, 30, 40], "phrases": ["a red cup"]}]}
     (tmp_path / "regions.jsonl").write_text(json.dumps(line))
     recipe["data"] = {"train": [{"source": "folder", "args": {"root": str(tmp_path)}}]}
     with pytest.raises(ValueError, match="none of the first 1 rows has a region with a mask: nothing to train on"):
         train(recipe, output=tmp_path / "out")
+    warnings = []  # given once only, perhaps to a test before
+    monkeypatch.setattr(row_collator.logger, "warning_once", warnings.append)
     batch = MaskCollator(PROCESSOR)([load_source("folder", root=str(tmp_path))[0]])
-    assert not batch["prompt_mask"].any()
+    assert not batch["prompt_mask"].any() and "no object to train on" in warnings[0]
 
 
 def test_lora_on_the_encoder(recipe, tmp_path):

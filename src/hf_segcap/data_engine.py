@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .everything import GeneratorSettings
-from .files import atomic_path, image_files
+from .files import atomic_path, image_files, relative_path
 from .images import load_image
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline, to_official_records
 from .records import write_sa1b
@@ -188,17 +188,17 @@ def label_images(
         write_sa1b(
             file,
             to_official_records(kept),
-            image_id=image_id(path),
-            file_name=os.path.relpath(path, output),
+            image_id=_image_id(path),
+            file_name=relative_path(path, output),
             width=image.width,
             height=image.height,
         )
     return [file for file in files if file.exists()]
 
 
-def image_id(path: Path) -> int:
+def _image_id(path: Path) -> int:
     """A number for the name of an image, below 2^52: the same in every run, whatever other images there are."""
     return int(hashlib.sha256(path.stem.encode()).hexdigest()[:13], 16)
 
 
-__all__ = ["image_id", "label_images", "list_images", "precompute_embeddings", "prefill_masks"]
+__all__ = ["label_images", "list_images", "precompute_embeddings", "prefill_masks"]

@@ -26,6 +26,11 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
+    """The path as files in `folder` name it, with slashes on every system."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place, written through to the disk, when the block ends without an

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from .data.alpha import MASK_ALPHA, alpha_region, encode_alpha
 from .data.matte_shards import shard_rows
 from .data.sa1b import SA1BRegions
-from .files import atomic_path
+from .files import atomic_path, relative_path
 from .images import load_image
 from .masks import decode_rle
 from .models.zim.modeling_label_converter import ZimLabelConverter
@@ -133,8 +133,8 @@ def label_mattes(
                 except ValueError as error:
                     logger.warning(f"left out, {error}")
                     continue
-                path = os.path.relpath(row.pop("image_path"), output)
-                writer.add(rows.files[i].stem, {**row, "image": Path(path).as_posix()}, alphas)
+                row["image"] = relative_path(row.pop("image_path"), output)
+                writer.add(rows.files[i].stem, row, alphas)
     finally:
         writer.flush()
     return sorted(output.glob("*.zip"))

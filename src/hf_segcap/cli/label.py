@@ -19,6 +19,7 @@ def label(
 ) -> None:
     """Label all images of a folder with masks, in the format of SA-1B. Go on after an interruption by the same command."""
     settings = generator_settings(setting or [])
+
     from transformers import pipeline
 
     from ..data_engine import label_images, list_images

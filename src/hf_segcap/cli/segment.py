@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +52,6 @@ def segment(
         raise ValueError("--everything takes no --box, --point or --text: leave one of them out.")
     if mask_folder is not None and prompts:
         raise ValueError("--mask-folder is for everything: leave the regions out, or use --json.")
-
     if setting and prompts:
         raise ValueError("--setting is for everything: leave the regions or the settings out.")
     settings = generator_settings(setting or [])
@@ -61,6 +59,7 @@ def segment(
     from transformers import pipeline
 
     from ..assets import bundled_model
+    from ..files import relative_path
     from ..images import load_image
     from ..pipelines.promptable_segmentation import to_official_records
     from ..records import write_mask_folder, write_sa1b
@@ -88,7 +87,7 @@ def segment(
             json_file,
             to_official_records(results),
             image_id=0,
-            file_name=Path(os.path.relpath(image, json_file.parent)).as_posix() if local else Path(image).name,
+            file_name=relative_path(image, json_file.parent) if local else Path(image).name,
             width=picture.width,
             height=picture.height,
         )

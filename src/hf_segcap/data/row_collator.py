@@ -84,7 +84,8 @@ def with_objects(samples: list[Sample], objects: Callable[[Sample], list]) -> li
     left = [sample for sample in samples if objects(sample)]
     if not left:
         logger.warning_once(
-            "a batch has no object to train on (phrases, or a mask or matte of a size between min_area and max_area, as the task needs it): its loss is 0"
+            "a batch has no object to train on (phrases, or a mask or matte of a size between min_area and max_area, as the "
+            "task needs it): its loss is 0"
         )
     return left or samples[:1]
 

@@ -214,9 +214,8 @@ class ImageMattingPipeline(RegionPipeline):
                 one = slice(index, index + 1)
                 encoded = embeddings[one], tuple(features[one] for features in details)
                 defaults = self.model.config.everything
-                found = self.propose(
-                    encoded, request, defaults, settings, progress, mattes=True, multimask_output=multimask_output
-                )
+                self.name_ignored(multimask_output=multimask_output)
+                found = self.propose(encoded, request, defaults, settings, progress, mattes=True)
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):
             group = [requests[i] for i in indices]

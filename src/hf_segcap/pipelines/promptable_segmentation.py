@@ -138,15 +138,9 @@ class PromptableSegmentationPipeline(RegionPipeline):
         answers = [_Answer(request) for request in requests]
         for index, request in enumerate(requests):
             if not request.model_prompts:
-                found = self.propose(
-                    embeddings[index : index + 1],
-                    request,
-                    self.model.config.everything,
-                    settings,
-                    progress,
-                    multimask_output=multimask_output,
-                    refine_steps=refine_steps,
-                )
+                self.name_ignored(multimask_output=multimask_output, refine_steps=refine_steps)
+                defaults = self.model.config.everything
+                found = self.propose(embeddings[index : index + 1], request, defaults, settings, progress)
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):
             group = [requests[i] for i in indices]

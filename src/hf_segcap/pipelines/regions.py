@@ -159,6 +159,13 @@ class RegionPipeline(PromptedImagePipeline):
         device = encoded.device
         return self.model.segment(encoded, input_points=points.to(device), point_labels=labels.to(device))
 
+    @staticmethod
+    def name_ignored(**prompt_options: Any) -> None:
+        """Warns, in everything mode, of the options of prompts that are set."""
+        ignored = [name for name, value in prompt_options.items() if value]
+        if ignored:
+            logger.warning_once(f"{', '.join(ignored)}: only prompts heed this, everything mode does not.")
+
     def propose(
         self,
         encoded: Any,
@@ -167,7 +174,6 @@ class RegionPipeline(PromptedImagePipeline):
         settings: Mapping[str, Any] | None,
         progress: bool,
         mattes: bool = False,
-        **unused: Any,
     ) -> MaskProposals:
         """Everything mode: the good masks of all points of a grid.
 
@@ -175,11 +181,7 @@ class RegionPipeline(PromptedImagePipeline):
             encoded: what `encode` gave for the whole image.
             defaults: generator settings of the model; `settings` of the call win.
             mattes: the model predicts mattes, see [`~hf_segcap.everything.generate_masks`].
-            unused: options of prompts; a warning names those that are set.
         """
-        ignored = [name for name, value in unused.items() if value]
-        if ignored:
-            logger.warning_once(f"{', '.join(ignored)}: only prompts heed this, everything mode does not.")
         if request.image is None:
             raise ValueError("Everything mode needs the image, which a request with prompts does not keep.")
 

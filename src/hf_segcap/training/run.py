@@ -46,8 +46,8 @@ def train(
         metrics of the training and, with evaluation data, of the final evaluation.
 
     Raises:
-        ValueError: an unusable recipe; data without anything that the task trains on; `output` holds checkpoints of an earlier run and `resume` is False; `output` holds a
-            model and no checkpoint.
+        ValueError: an unusable recipe; data without anything that the task trains on; `output` holds checkpoints of an earlier
+            run and `resume` is False; `output` holds a model and no checkpoint.
     """
     parsed = load_recipe(recipe, overrides)
     output = Path(output)

@@ -55,6 +55,12 @@ def _set_frame(config, image_size: int, patch_size: int) -> None:
     config.prompt_encoder_config.image_embedding_size = image_size // patch_size
 
 
+def with_config(model: Model, config) -> Model:
+    """A new model of another configuration, which is checked, on the device and in the dtype of `model`."""
+    config = type(config).from_dict(config.to_dict())
+    return type(model)(config).to(device=model.device, dtype=model.dtype)
+
+
 def change_frame(model: Model, image_size: int | None = None, patch_size: int | None = None) -> Model:
     """A copy of a model with the weights that fit another model frame. Its processor has to be made anew, too:
     `sam_image_processor(image_size, patch_size)`.
@@ -71,9 +77,8 @@ def change_frame(model: Model, image_size: int | None = None, patch_size: int | 
     vision = model.config.vision_config
     config = copy.deepcopy(model.config)
     _set_frame(config, image_size or vision.image_size, patch_size or vision.patch_size)
-    config = type(config).from_dict(config.to_dict())  # checks it
     with torch.random.fork_rng(devices=[]):  # its random weights are all replaced
-        changed = type(model)(config).to(device=model.device, dtype=model.dtype)
+        changed = with_config(model, config)
     weights = model.state_dict()
     fitted = {name: _fit(name, weights[name], value.shape) for name, value in changed.state_dict().items()}
     changed.load_state_dict(fitted)
@@ -94,4 +99,4 @@ def _fit(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-__all__ = ["change_frame", "resize_positions"]
+__all__ = ["change_frame", "resize_positions", "with_config"]

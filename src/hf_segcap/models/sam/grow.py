@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .frame import with_config
 from .modeling_sam import SamForPromptableSegmentation
 
 
@@ -35,7 +36,7 @@ def double_decoder(model: SamForPromptableSegmentation, noise: float = 0.5) -> S
     config.vision_config.num_pos_feats *= 2
     config.prompt_encoder_config.hidden_size *= 2
     config.mask_decoder_config.hidden_size *= 2
-    larger = _of_config(model, config)
+    larger = with_config(model, config)
     read_axes = {
         f"{name}.weight": 0 if isinstance(module, nn.ConvTranspose2d) else 1
         for name, module in model.named_modules()
@@ -86,7 +87,7 @@ def insert_layer(model: SamForPromptableSegmentation, index: int) -> SamForPromp
     vision = config.vision_config
     vision.num_hidden_layers = layers + 1
     vision.global_attn_indexes = [i + (i >= index) for i in vision.global_attn_indexes]
-    larger = _of_config(model, config)
+    larger = with_config(model, config)
     weights = larger.state_dict()
     for name, value in model.state_dict().items():
         parts = name.split(".")
@@ -98,11 +99,6 @@ def insert_layer(model: SamForPromptableSegmentation, index: int) -> SamForPromp
             weights[f"vision_encoder.layers.{index}.{branch}.{kind}"].zero_()
     larger.load_state_dict(weights)
     return larger.train(model.training)
-
-
-def _of_config(model: SamForPromptableSegmentation, config) -> SamForPromptableSegmentation:
-    config = type(config).from_dict(config.to_dict())  # checks it
-    return type(model)(config).to(device=model.device, dtype=model.dtype)
 
 
 __all__ = ["double_decoder", "insert_layer"]

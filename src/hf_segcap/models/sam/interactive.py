@@ -97,7 +97,7 @@ def interactive_loss(
             rows = _add_points(rows, *next_points(wanted, predicted, image_size, generator))
         rows = replace(rows, masks=previous.detach() if detach_fed_back_masks else previous, has_mask=None)
         masks, single = decode(rows), torch.ones_like(single)
-        losses.append(mask_loss(masks.pred_masks, masks.iou_scores, wanted, single, all_iou))
+        losses.append(mask_loss(masks.pred_masks[:, :1], masks.iou_scores[:, :1], wanted, single, all_iou))
     # a batch of padding alone trains nothing, but every parameter takes part
     scale = 0.0 if rows.empty else 1.0
     total, focal, dice, iou = (

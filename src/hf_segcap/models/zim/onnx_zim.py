@@ -219,10 +219,11 @@ class ZimOnnxForMatting(nn.Module):
         what `from_pretrained` reads. Other arguments, as of other models' weights, have no meaning here."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        names = dict(zip(self._files, (ENCODER_FILE, DECODER_FILE)))
         for source in self.files:
-            name = dict(zip(self._files, (ENCODER_FILE, DECODER_FILE))).get(source, source.name)
-            if source.resolve() != (folder / name).resolve():
-                shutil.copyfile(source, folder / name)
+            target = folder / names.get(source, source.name)
+            if source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
         self.config.save_pretrained(folder)
 
     def can_generate(self) -> bool:
