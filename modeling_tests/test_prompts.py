@@ -361,9 +361,17 @@ def test_wrong_mask_nesting(masks):
 
 def test_mixed_mask_kinds():
     with pytest.raises(ValueError, match="image 0.*mixed"):
-        parse_prompts([(8, 8)], masks=[np.ones((8, 8), bool), np.ones((4, 4))], low_res_mask_size=4)
+        parse_prompts([(8, 8)], masks=[np.ones((8, 8), bool), np.full((4, 4), 2.5)], low_res_mask_size=4)
     with pytest.raises(TypeError, match="masks"):
         parse_prompts([(8, 8)], masks={"counts": "abc"})
+
+
+def test_a_float_mask_of_zeros_and_ones_is_no_logits():
+    with pytest.raises(
+        ValueError, match="image 0.*zeros and ones alone.*pass a boolean mask of the size of the image"
+    ):
+        parse_prompts([(8, 8)], masks=np.eye(4, dtype=np.float32), low_res_mask_size=4)
+    assert parse_prompts([(8, 8)], masks=np.zeros((4, 4), np.float32), low_res_mask_size=4).counts == [1]
 
 
 def test_binary_masks_become_logits_by_area():

@@ -53,7 +53,7 @@ def test_named_objects_are_cut_out_together(folder, tmp_path):
 
 
 def test_everything_as_a_picture_and_as_json(folder, tmp_path):
-    out, file = tmp_path / "sheet.png", tmp_path / "all.json"
+    out, file = tmp_path / "new" / "sheet.png", tmp_path / "all.json"
     result = run(folder, "--everything", "--guided", "--out", out, "--json", file)
     assert result.exit_code == 0, result.output
     stored = json.loads(file.read_text())
@@ -61,6 +61,8 @@ def test_everything_as_a_picture_and_as_json(folder, tmp_path):
     assert {"segmentation", "stability_score", "point_coords"} <= set(stored[0])
     with Image.open(out) as picture:
         assert picture.mode == "RGB" and picture.width > 400
+    fewer = run(folder, "--setting", "points_per_side=1")
+    assert fewer.exit_code == 0 and len(fewer.stdout.splitlines()) < len(result.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,8 @@ def test_everything_as_a_picture_and_as_json(folder, tmp_path):
     [
         (["--everything", "--point=3,4"], "--everything takes no"),
         (["--box=1,2,3"], "--box takes 4 numbers"),
+        (["--point=3,4", "--setting=points_per_side=2"], "--setting is for everything"),
+        (["--point=3,4", "--alpha=a.nothing"], "--alpha a.nothing: no picture format"),
         (["--alpha=a.png"], "--alpha is for named objects"),
         (
             ["--point=3,4", "--out=x.jpg"],

@@ -84,6 +84,9 @@ def test_everything_as_sa1b_and_as_the_official_folder(model, tmp_path):
         (["--box=1,2,3"], "--box takes 4 numbers"),
         (["--point=3,4", "--mask-folder=x"], "--mask-folder"),
         (["--point=3,4", "--setting=points_per_side=2"], "--setting is for everything"),
+        (["--everything", "--refine-steps=2"], "--refine-steps is for named regions"),
+        (["--out=x.nothing"], "--out x.nothing: no picture format has this suffix"),
+        (["--mask-folder=/"], "exists already"),
         (["--setting=points=2"], "expected name=value with one of points_per_side"),
     ],
 )

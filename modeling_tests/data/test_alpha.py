@@ -101,3 +101,13 @@ def test_box_and_mask_of_a_region():
     assert alpha_region(alpha, alpha, box=[0, 0, 9, 9])["box"] == [0, 0, 9, 9]
     with pytest.raises(ValueError, match="no object"):
         alpha_region(alpha * 0, alpha)
+
+
+def test_mattes_are_upright_as_images_are(ramp, tmp_path):
+    """A camera held upside down: both are turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(io.BytesIO(encode_alpha(ramp))).save(tmp_path / "matte.png", exif=exif)
+    upright = np.asarray(load_image(tmp_path / "matte.png"))[..., 0] / 255
+    np.testing.assert_allclose(decode_alpha(tmp_path / "matte.png"), upright, atol=1e-6)
+    np.testing.assert_allclose(upright, ramp[::-1, ::-1], atol=1 / 255)

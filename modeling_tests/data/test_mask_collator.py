@@ -221,5 +221,9 @@ def test_bad_settings_are_refused(processor, kwargs, message):
 def test_bad_rows_name_the_place(processor):
     with pytest.raises(ValueError, match=r"row 1 of the batch \(image_id=7\): a mask has 10 x 20"):
         MaskCollator(processor)([row(), row(np.ones((10, 20), dtype=bool), image_id=7)])
+    damaged = row(np.ones((4, 4), dtype=bool), image_id=9)
+    damaged["regions"][0]["mask"] = {"size": [4, 4], "counts": "abc"}
+    with pytest.raises(ValueError, match=r"row 0 of the batch \(image_id=9\): a mask is no run-length code"):
+        MaskCollator(processor)([damaged])
     with pytest.raises(ValueError, match="empty list"):
         MaskCollator(processor)([])

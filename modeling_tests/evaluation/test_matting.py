@@ -62,7 +62,8 @@ class Known:
 
     def __init__(self, masks=False, version=0):
         self.asked, self.masks, self.version = [], masks, version
-        self.config = SimpleNamespace(vision_config=SimpleNamespace(image_size=IMAGE_SIZE))
+        vision = SimpleNamespace(image_size=IMAGE_SIZE)
+        self.config = SimpleNamespace(vision_config=vision, to_dict=lambda: {"image_size": IMAGE_SIZE})
 
     def eval(self):
         return self
@@ -196,6 +197,11 @@ def test_results_of_something_else_are_not_taken(predictor, tmp_path):
     newer = MattePredictor(Known(version=1), tiny_zim_processor())
     with pytest.raises(ValueError, match=r"\(models differ\)"):
         evaluate_mattes({"ZIM": newer}, rows, file, about={"data": "x"})
+    attending, blind = (
+        MattePredictor(tiny_zim(masked_attention=m), tiny_zim_processor()) for m in (["token_to_image"], [])
+    )
+    assert attending.fingerprint() == MattePredictor(tiny_zim(), tiny_zim_processor()).fingerprint()
+    assert attending.fingerprint() != blind.fingerprint()  # the same weights
     file.write_text("something\n")
     with pytest.raises(ValueError, match="is not a file of results"):
         evaluate_mattes({"ZIM": predictor}, rows, file)
@@ -339,3 +345,9 @@ def test_the_bundled_data():
     ((photograph,),) = ([row] for row in photograph_rows())
     (each,) = matte_objects(photograph, (440, 680))
     assert 0.3 < each["alpha"].mean() < 0.4 and 0 < ((each["alpha"] > 0.05) & (each["alpha"] < 0.95)).mean() < 0.1
+
+
+def test_points_without_labels_are_inside():
+    """As regions of SA-1B have them, and the mattes made of those."""
+    (found,) = matte_objects(row(square(), points=[[20.0, 30.0]]), (IMAGE_SIZE, IMAGE_SIZE))
+    assert found["point"] == {"input_points": [[20.0, 30.0]], "point_labels": [1]}

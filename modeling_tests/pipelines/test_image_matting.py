@@ -410,3 +410,9 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         pipeline("image-matting", model=tiny_sam_promptable(), processor=tiny_zim_processor(), device="cpu")
     with pytest.raises(ValueError, match="Unrecognized model"):
         pipeline("image-matting", model=str(tmp_path))
+
+
+def test_settings_of_the_pipeline_stay_when_a_call_has_others() -> None:
+    loose = {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0, "box_nms_thresh": 1.0}
+    pipe = pipeline("image-matting", model=matter().model, processor=matter().processor, **loose)
+    assert same(pipe(IMAGE, points_per_side=2), matter()(IMAGE, points_per_side=2, **loose))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import SamModel, pipeline
+from transformers import SamHQConfig, SamHQModel, SamModel, pipeline
 
 from hf_segcap import SamForPromptableSegmentation, SamPromptableProcessor
 from hf_segcap.assets import bundled_model
@@ -173,3 +173,68 @@ def test_options_that_change_nothing_are_named(caplog):
     segmenter()(IMAGE, boxes=[BOX], refine_steps=1)
     segmenter()(IMAGE, points_per_side=1)
     assert not caplog.text
+
+
+def test_settings_of_the_pipeline_stay_when_a_call_has_others():
+    loose = {"pred_iou_thresh": -1.0, "stability_score_thresh": -1.0, "box_nms_thresh": 1.0}
+    model, processor = segmenter().model, segmenter().processor
+    pipe = pipeline("promptable-segmentation", model=model, processor=processor, **loose)
+    assert same(pipe(IMAGE, points_per_side=2), segmenter()(IMAGE, points_per_side=2, **loose))
+    assert pipe.generator_settings({"point_grids": [[(0.5, 0.5)]]}).points_per_side is None
+    assert pipe.generator_settings({"pred_iou_thresh": 0.7}).pred_iou_thresh == 0.7
+    assert pipe.generator_settings() == pipe.generator_settings(loose)
+
+
+def test_as_many_prompts_as_images_are_not_one_for_each(caplog):
+    segmenter()([IMAGE, IMAGE], boxes=[BOX, [0, 0, 30, 30]])
+    assert "Every one of 2 images gets all 2 `boxes`" in caplog.text
+    with pytest.raises(ValueError, match=r'of their own are items \{"image": ..., "boxes": ...\}'):
+        segmenter()([IMAGE, IMAGE], boxes=[[BOX], [BOX]])
+
+
+def test_an_object_without_any_prompt_is_refused():
+    with pytest.raises(ValueError, match="Every object needs a prompt"):
+        segmenter()(IMAGE, boxes=[None])
+    assert segmenter()(IMAGE, boxes=[]) == []
+    assert len(segmenter()(IMAGE, boxes=[None], points=[[[30, 30]]])) == 1
+
+
+def test_masks_of_prompts_survive_the_sa1b_file(tmp_path):
+    results = segmenter()(IMAGE, boxes=[BOX, [0, 0, 30, 30]])
+    with Image.open(IMAGE) as image:
+        size = {"width": image.width, "height": image.height}
+    records = to_official_records(results)
+    assert records[0]["bbox"][2] == results[0]["box"]["xmax"] - results[0]["box"]["xmin"]
+    write_sa1b(tmp_path / "a.json", records, image_id=3, file_name="a.png", **size)
+    regions = read_sa1b(tmp_path / "a.json")[0]["regions"]
+    assert all((decode_rle(r["mask"]) == e["mask"]).all() for r, e in zip(regions, results, strict=True))
+
+
+def test_models_that_contain_a_sam_are_not_taken_for_one(tmp_path):
+    SamHQModel(SamHQConfig(**tiny_parts())).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'sam_hq'"):
+        SamForPromptableSegmentation.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no SAM: it has a SamHQConfig"):
+        SamForPromptableSegmentation.from_pretrained(tmp_path, config=SamHQConfig.from_pretrained(tmp_path))
+
+
+def tiny_parts():
+    """Sizes for a configuration of transformers."""
+    vision = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 32,
+        "global_attn_indexes": [],
+    }
+    return {
+        "vision_config": {**vision, "output_channels": 8, "mlp_dim": 8},
+        "prompt_encoder_config": {"hidden_size": 8, "image_size": 32, "mask_input_channels": 4},
+        "mask_decoder_config": {
+            "hidden_size": 8,
+            "mlp_dim": 8,
+            "num_attention_heads": 1,
+            "iou_head_hidden_dim": 8,
+            "vit_dim": 8,
+        },
+    }

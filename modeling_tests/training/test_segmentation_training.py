@@ -242,7 +242,11 @@ def test_a_recipe_from_scratch_and_one_that_continues(recipe, tmp_path):
     with pytest.raises(ValueError, match="has no field 'rounds'"):
         build_model(load_recipe(recipe, ["model.config.rounds=2"]), None)
 
+    pixels = SamPromptableProcessor.from_pretrained(tmp_path / "a")
+    pixels.image_processor.image_mean = [0.25, 0.5, 0.75]
+    pixels.save_pretrained(tmp_path / "a")
     moved, processor = build_model(load_recipe(recipe, ["model.config.vision_config.patch_size=4"]), None)
+    assert list(processor.image_processor.image_mean) == [0.25, 0.5, 0.75]  # as the encoder knows its pixels
     assert moved.vision_encoder.patch_embed.projection.weight.shape[-1] == 4
     assert moved.config.vision_config.drop_path_rate == 0.3
     assert processor.image_processor.mask_size["longest_edge"] == moved.config.vision_config.image_size
@@ -326,6 +330,21 @@ def test_text_prompts(recipe, tmp_path, settings):
         masks = model(**inputs).pred_masks
     assert masks.shape[:2] == (1, 2) and not torch.equal(masks[0, 0], masks[0, 1])
 
+    # weights that were trained tell so themselves where the configuration does not, as that of an adapter's base
+    model.config.text_trained = False
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).pred_masks, masks)
+        model.text_projection.bias.zero_()
+        with pytest.raises(ValueError, match="was not trained with text prompts"):
+            model(**inputs)
+
+    recipe["model"] = {"from_pretrained": str(tmp_path / "model")}
+    build_model(load_recipe(recipe), None if not settings.get("centre") else make_rows(2))
+    torch.manual_seed(1)
+    CLIPModel(clip).save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match="is not the CLIP whose text model"):
+        build_model(load_recipe(recipe), None)
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -347,7 +366,18 @@ def test_bad_recipes_are_refused(recipe, changes, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_b", "vit_l", "vit_h", "finetune", "default", "default_fine", "default_corrections", "default_text"]
+    "name",
+    [
+        "vit_b",
+        "vit_l",
+        "vit_h",
+        "finetune",
+        "default",
+        "default_fine",
+        "default_edges",
+        "default_corrections",
+        "default_text",
+    ],
 )
 def test_the_bundled_recipes(name, tmp_path):
     recipe = load_recipe(f"promptable_segmentation_{name}")

@@ -22,12 +22,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .everything import GeneratorSettings
 from .files import atomic_path, image_files, relative_path
 from .images import load_image
 from .pipelines.promptable_segmentation import PromptableSegmentationPipeline, to_official_records
 from .records import write_sa1b
-from .resume import check_settings, hash_weights
+from .resume import check_settings, fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +80,9 @@ def precompute_embeddings(
     output = Path(output)
     paths = [Path(image) for image in images]
     _check_names(paths)
-    check_settings(output / SETTINGS_FILE, {"job": "embeddings", "model": hash_weights(segmenter.model).hexdigest()})
+    check_settings(
+        output / SETTINGS_FILE, {"job": "embeddings", "model": fingerprint(segmenter.model, segmenter.processor)}
+    )
     files = [output / f"{path.stem}.npy" for path in paths]
     for path, file in zip(tqdm(paths, desc="embeddings", unit="image", disable=not progress), files):
         if file.exists():
@@ -170,9 +171,9 @@ def label_images(
     output = Path(output)
     paths = [Path(image) for image in images]
     _check_names(paths)
-    settings = asdict(GeneratorSettings.from_dicts(segmenter.model.config.everything, generator_settings))
+    settings = asdict(segmenter.generator_settings(generator_settings))
     del settings["points_per_batch"]  # changes no result
-    settings |= {"job": "labels", "model": hash_weights(segmenter.model).hexdigest(), "max_area": max_area}
+    settings |= {"job": "labels", "model": fingerprint(segmenter.model, segmenter.processor), "max_area": max_area}
     check_settings(output / SETTINGS_FILE, settings)
     files = [output / f"{path.stem}.json" for path in paths]
     for path, file in zip(tqdm(paths, desc="labels", unit="image", disable=not progress), files):

@@ -31,7 +31,7 @@ from .masks import decode_rle
 from .models.zim.modeling_label_converter import ZimLabelConverter
 from .models.zim.processing_label_converter import ZimLabelConverterProcessor
 from .prompts import parse_prompts
-from .resume import check_settings, hash_weights
+from .resume import check_settings, fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -120,7 +120,7 @@ def label_mattes(
         )
     output = Path(output)
     rows = SA1BRegions(Path(root), max_area, limit)
-    check_settings(output / "settings.json", {"converter": hash_weights(model).hexdigest(), "bits": bits})
+    check_settings(output / "settings.json", {"converter": fingerprint(model, processor), "bits": bits})
     done = {name for path in output.glob("*.zip") for name in shard_rows(path)}
     mine = [i for i in range(process_index, len(rows), num_processes) if rows.files[i].stem not in done]
     writer = _ShardWriter(output, images_per_shard)

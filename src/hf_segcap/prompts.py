@@ -470,6 +470,11 @@ def _check_mask(mask: Any, size: tuple[int, int], low_res_mask_size: int, where:
         logits = torch.from_numpy(mask.astype(np.float64)).float()
         if not logits.isfinite().all():
             raise ValueError(f"{where}: the mask logits hold NaN or infinity, expected finite float32 numbers.")
+        if logits.any() and ((logits == 0) | (logits == 1)).all():
+            raise ValueError(
+                f"{where}: got a float mask of zeros and ones alone. Float masks are logits, of which a 1 says little: pass a "
+                f"boolean mask of the size of the image, {size} (height, width), instead."
+            )
         return logits
     if mask.dtype.kind not in "biu" or not np.isin(mask, (0, 1) if mask.max(initial=0) <= 1 else (0, 255)).all():
         raise ValueError(
@@ -546,7 +551,11 @@ def _check_image_level(nested: Any, num_images: int, name: str, forms: str) -> N
 
 
 def _nesting_error(name: str, got: str, num_images: int, forms: str) -> ValueError:
-    return ValueError(f"Wrong nesting of `{name}`: got {got}, but there are {num_images} image(s). Expected {forms}.")
+    own = f' Images of a pipeline that have prompts of their own are items {{"image": ..., "{name}": ...}}.'
+    return ValueError(
+        f"Wrong nesting of `{name}`: got {got}, but there are {num_images} image(s). Expected {forms}."
+        + (own if num_images == 1 else "")
+    )
 
 
 def _check_numbers(values: Any, count: int, where: str, what: str, expected: str, forms: str) -> None:

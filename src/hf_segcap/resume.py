@@ -9,17 +9,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from .files import atomic_path
 
 
-def hash_weights(model: torch.nn.Module, digest: Any = None) -> Any:
-    """Adds all weights of a model, with their names, to a digest of `hashlib` (default: a new SHA-256); returns it."""
-    digest = hashlib.sha256() if digest is None else digest
+def fingerprint(model: Any, processor: Any, *more: Any) -> str:
+    """SHA-256 of all that decides about a model's results: its weights, its configuration, the settings of the processor.
+
+    Args:
+        model: a model of PyTorch, or one that names the `files` it runs.
+        processor: of the model, or a part of it, such as the image processor.
+        more: what else results depend on; JSON.
+    """
+    digest = hashlib.sha256()
+    for settings in (_deciding(processor.to_dict()), _deciding(model.config.to_dict()), *more):
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest
+    for path in getattr(model, "files", ()):
+        with open(path, "rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _deciding(settings: Any) -> Any:
+    """Without what decides nothing: what every configuration has (dtype, version, names, ...), the backend of images and of
+    attention, and where the settings were read from."""
+    if not isinstance(settings, dict):
+        return settings
+    unimportant = {*PreTrainedConfig().to_dict(), "image_processor_type", "processor_class"}
+    return {
+        name: _deciding(value)
+        for name, value in settings.items()
+        if name not in unimportant and not name.startswith("_")
+    }
 
 
 def check_settings(file: Path, settings: dict[str, Any]) -> None:
@@ -49,4 +75,4 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
         )
 
 
-__all__ = ["check_settings", "hash_weights"]
+__all__ = ["check_settings", "fingerprint"]

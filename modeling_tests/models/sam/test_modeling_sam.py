@@ -247,9 +247,42 @@ def test_refinement_equals_feeding_back_by_hand(
             index = by_hand.best_mask_index[..., None, None, None]
             masks = by_hand.pred_masks.gather(2, index.expand(-1, -1, 1, *by_hand.pred_masks.shape[-2:]))[:, :, 0]
     close(output.pred_masks, by_hand.pred_masks)
+    assert output.pred_masks.shape[2] == (3 if multimask_output else 1)
     for steps in (-1, 1.5, "2"):
         with pytest.raises(ValueError, match="refine_steps must be a whole number of 0 or more, got"):
             model(image_embeddings=embeddings, **prompts, refine_steps=steps)
+
+
+def test_a_refined_mask_is_the_one_for_unambiguous_prompts(
+    model: SamForPromptableSegmentation, embeddings: torch.Tensor
+) -> None:
+    """One click is ambiguous, but training answers a mask that is fed back with token 0 alone."""
+    click = {"input_points": torch.full((2, 1, 1, 2), 20.0), "point_labels": torch.ones(2, 1, 1, dtype=torch.long)}
+    with torch.no_grad():
+        first = model(image_embeddings=embeddings, **click)
+        again = {**click, "input_masks": first.pred_masks[:, :, 0]}
+        refined = model(image_embeddings=embeddings, **click, refine_steps=1)
+        by_hand = model(image_embeddings=embeddings, **again, multimask_output=False)
+        best_of_three = model(image_embeddings=embeddings, **again, multimask_output=True)
+    close(refined.pred_masks, by_hand.pred_masks)
+    assert all((refined.pred_masks[:, :, 0] - best_of_three.pred_masks[:, :, i]).abs().max() > 1e-3 for i in range(3))
+
+
+def test_masks_of_a_loss_are_those_of_its_last_round(
+    model: SamForPromptableSegmentation, embeddings: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second round on several prompts are given, for which token 0 is the answer."""
+    monkeypatch.setattr(model.config, "interactive_rounds", 3)
+    decoded = []
+    decode = model.decode_rows
+    monkeypatch.setattr(model, "decode_rows", lambda *args: decoded.append(decode(*args)) or decoded[-1])
+    labels = torch.zeros(2, 1, 64, 64)
+    labels[..., 10:40, 20:50] = 1
+    with torch.no_grad():
+        output = model(image_embeddings=embeddings, labels=labels)
+    assert len(decoded) == 3
+    close(output.pred_masks[:, 0], decoded[-1].pred_masks[:, :1])
+    close(output.iou_scores[:, 0], decoded[-1].iou_scores[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -267,6 +300,16 @@ def test_refinement_equals_feeding_back_by_hand(
         ),
         ({"input_boxes": torch.zeros(2, 2, 3)}, r"input_boxes must have shape \(B, P, 4\), got \(2, 2, 3\)"),
         ({"input_points": torch.zeros(2, 2, 1, 3)}, r"input_points must have shape \(B, P, n, 2\), got"),
+        ({"input_masks": torch.ones(2, 2, 16, 16).bool()}, "input_masks are logits .*floats, got torch.bool"),
+        (
+            {"labels": torch.zeros(2, 1, 30, 60)},
+            r"labels must have shape \(B, P, h, h\).*square, got \(2, 1, 30, 60\)",
+        ),
+        ({"labels": torch.zeros(2, 1, 64, 64), "refine_steps": 1}, "refine_steps are for predictions"),
+        (
+            {"input_boxes": torch.ones(2, 2, 4), "labels": torch.zeros(2, 1, 64, 64)},
+            r"with \(B, P\) = \(2, 2\), one mask per prompt",
+        ),
         ({"input_masks": torch.zeros(2, 2, 10, 10)}, r"logits of shape \(B, P, \d+, \d+\).* got masks of \(10, 10\)"),
         ({"text_embeds": torch.ones(2, 1, 20)}, "was not trained with text prompts .*add_text_prompts"),
         ({"input_ids": torch.ones(2, 1, 3).long()}, "no text model, as the released SAM checkpoints"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForImageMatting, SamConfig, SamModel
 
 from hf_segcap import SamCaptionConfig, SamPromptableConfig, ZimConfig, ZimForMatting, ZimModel
@@ -222,8 +222,16 @@ def test_points_with_a_box() -> None:
         ({"input_boxes": boxes_of(2, 1), "detail_features": []}, r"detail_features of shapes \[\(2, 4, 32, 32\)"),
         ({"input_boxes": boxes_of(2, 1), "labels": torch.full((2, 1, 64, 64), 255.0)}, "maximum of 255: divide 8-bit"),
         ({"input_boxes": boxes_of(2, 1), "labels": torch.full((2, 1, 64, 64), torch.nan)}, "maximum of nan"),
-        ({"input_boxes": boxes_of(2, 1), "labels": torch.zeros(2, 3, 64, 64)}, "one entry per prompt"),
-        ({"input_boxes": boxes_of(2, 1), "labels": torch.zeros(2, 1, 64)}, r"labels must have shape \(B, P, h, w\)"),
+        ({"input_boxes": boxes_of(2, 1), "labels": torch.zeros(2, 3, 64, 64)}, r"with \(B, P\) = \(2, 1\)"),
+        ({"input_boxes": boxes_of(2, 1), "labels": torch.zeros(2, 1, 64)}, r"labels must have shape \(B, P, h, h\)"),
+        (
+            {"input_boxes": boxes_of(2, 1), "labels": torch.zeros(2, 1, 48, 64)},
+            "the padded model frame, which is square",
+        ),
+        (
+            {"input_boxes": boxes_of(2, 1), "labels": torch.full((2, 1, 64, 64), -0.5)},
+            "a minimum of -0.5: mattes are not",
+        ),
     ],
 )
 def test_bad_input(arguments: dict, message: str) -> None:
@@ -356,7 +364,7 @@ def test_padded_objects_and_padded_pixels_do_not_count() -> None:
         loss = model(pixel_values=pictures(), **batch, labels=labels).loss
         labels[1, 2:] = torch.nan  # objects that pad
         assert torch.equal(model(pixel_values=pictures(), **batch, labels=labels).loss, loss)
-        cut = model(pixel_values=pictures(), **batch, labels=labels[..., :56, :].clamp(min=0)).loss
+        cut = model(pixel_values=pictures(), **batch, labels=labels.clamp(min=0)).loss
         nothing = model(
             pixel_values=pictures(), **{**batch, "prompt_mask": batch["prompt_mask"] & False}, labels=labels
         )
@@ -550,3 +558,25 @@ def test_a_sam_folder_is_no_zim_checkpoint(sam_folder: Path) -> None:
     config = tiny_zim_config(vision_config={"patch_size": 8})
     with pytest.raises(ValueError, match=r"not a complete ZimForMatting .* ZimForMatting.from_sam\(sam\)"):
         ZimForMatting.from_pretrained(sam_folder, config=config)
+
+
+def test_norms_that_are_not_trained_keep_their_statistics(tmp_path: Path) -> None:
+    """LoRA as peft documents it: what the adapter holds is all that changed."""
+    model = tiny_zim(spread=0.2)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=ZimForMatting.lora_target_modules))
+    adapted.train()
+    adapted(pixel_values=pictures(), **mixed_batch()[0], labels=soft_discs(2, 4)).loss.backward()
+    after = adapted.get_base_model().state_dict()
+    assert before and all(torch.equal(after[name], value) for name, value in before.items())
+    trained = tiny_zim(spread=0.2).train()
+    trained(pixel_values=pictures(), **mixed_batch()[0], labels=soft_discs(2, 4)).loss.backward()
+    after = trained.state_dict()
+    assert not any(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_from_sam_knows_its_options(sam_folder: Path) -> None:
+    with pytest.raises(ValueError, match="ZimConfig has no masked_atention"):
+        ZimForMatting.from_sam(sam_folder, masked_atention=[])
+    with pytest.raises(ValueError, match="has no vision_config"):
+        ZimForMatting.from_sam(sam_folder, vision_config={})

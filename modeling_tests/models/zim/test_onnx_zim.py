@@ -346,6 +346,8 @@ def test_folders_like_the_official_ones(folder: Path, tmp_path: Path) -> None:
         ZimOnnxForMatting.from_pretrained(tmp_path)
     for choice in ({"variant": "vit_l"}, {"subfolder": "zim_vit_l_2092/"}):
         assert ZimOnnxForMatting.from_pretrained(tmp_path, **choice).config.point_sigma == 1.5
+    with pytest.raises(TypeError, match="has no varient"):
+        ZimOnnxForMatting.from_pretrained(tmp_path, varient="vit_b")
     official = ZimOnnxForMatting.from_pretrained(tmp_path, variant="vit_b")
     assert official.config.point_sigma == ZimConfig().point_sigma and official.config.vision_config.image_size == 64
     with pytest.raises(ValueError, match="but not in subfolder='zim_vit_h'"):

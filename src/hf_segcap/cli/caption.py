@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BOX_HELP, POINT_HELP, numbers, table, to_json
+from .options import BOX_HELP, POINT_HELP, check_written, numbers, table, to_json
 
 
 def caption(
@@ -28,6 +28,7 @@ def caption(
     """Caption regions of a picture: boxes, then points, then everything, in that order."""
     boxes = [numbers(text, 4, "--box") for text in box or []]
     points = [numbers(text, 2, "--point") for text in point or []]
+    check_written({"--out": out}, {})
 
     from transformers import pipeline
 

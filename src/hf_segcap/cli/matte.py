@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BOX_HELP, POINT_HELP, as_one_call, numbers, table
+from .options import (
+    BOX_HELP,
+    POINT_HELP,
+    SETTING_HELP,
+    as_one_call,
+    check_written,
+    generator_settings,
+    numbers,
+    table,
+)
 
 _TRANSPARENT = (".png", ".webp", ".tif", ".tiff")
 
@@ -28,6 +37,7 @@ def matte(
     guided: Annotated[
         bool, typer.Option("--guided", help="Follow the edges of pictures that are larger than the model sees.")
     ] = False,
+    setting: Annotated[list[str] | None, typer.Option(help=f"With --everything: {SETTING_HELP}")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -44,12 +54,16 @@ def matte(
     prompts += [{"points": [numbers(value, 2, "--point")]} for value in point or []]
     if everything and prompts:
         raise ValueError("--everything takes no --box or --point: leave one of them out.")
+    if setting and prompts:
+        raise ValueError("--setting is for everything: leave the regions or the settings out.")
     if alpha is not None and not prompts:
         raise ValueError("--alpha is for named objects: give --box or --point, or use --json for all mattes.")
     if out is not None and prompts and out.suffix.lower() not in _TRANSPARENT:
         raise ValueError(
             f"--out {out} cannot hold the transparency of cut-outs: give a name with {', '.join(_TRANSPARENT)}."
         )
+    check_written({"--out": out, "--alpha": alpha}, {"--json": json_file})
+    settings = generator_settings(setting or [])
 
     from transformers import pipeline
 
@@ -59,7 +73,7 @@ def matte(
 
     picture = load_image(image)
     matter = pipeline("image-matting", model=model)
-    results = matter(picture, **as_one_call(prompts), upscaling="guided" if guided else "bilinear")
+    results = matter(picture, **as_one_call(prompts), upscaling="guided" if guided else "bilinear", **settings)
 
     rows = [{**result, "alpha": f"{_coverage(result['alpha']):.1%}"} for result in results]
     typer.echo(table(rows, "alpha"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 BOX_HELP = "A region x0,y0,x1,y1 in pixels; may be repeated."
@@ -30,6 +31,29 @@ def generator_settings(texts: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--setting {text!r}: expected name=value with one of {known}")
         settings[name] = yaml.safe_load(value)
     return settings
+
+
+def check_written(pictures: Mapping[str, Path | None], others: Mapping[str, Path | None]) -> None:
+    """Finds out before the work starts whether its results can be written; makes missing folders.
+
+    Args:
+        pictures: files by the names of their options; their suffixes name the format.
+        others: files of any name.
+
+    Raises:
+        ValueError: no such format, or no folder can be made there.
+    """
+    from PIL import Image
+
+    for option, file in {**pictures, **others}.items():
+        if file is None:
+            continue
+        if option in pictures and file.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"{option} {file}: no picture format has this suffix; .png is one.")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{option} {file}: its folder cannot be made ({error}).") from error
 
 
 def numbers(text: str, count: int, option: str) -> list[float]:

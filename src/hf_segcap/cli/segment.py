@@ -14,6 +14,7 @@ from .options import (
     POINT_HELP,
     SETTING_HELP,
     as_one_call,
+    check_written,
     generator_settings,
     numbers,
     table,
@@ -54,6 +55,11 @@ def segment(
         raise ValueError("--mask-folder is for everything: leave the regions out, or use --json.")
     if setting and prompts:
         raise ValueError("--setting is for everything: leave the regions or the settings out.")
+    if refine_steps and not prompts:
+        raise ValueError("--refine-steps is for named regions: everything mode has none.")
+    if mask_folder is not None and mask_folder.exists():
+        raise ValueError(f"--mask-folder {mask_folder} exists already: name a new one.")
+    check_written({"--out": out}, {"--json": json_file})
     settings = generator_settings(setting or [])
 
     from transformers import pipeline

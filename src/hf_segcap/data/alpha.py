@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..masks import encode_rle
 
@@ -106,6 +106,7 @@ def alpha_region(
 
 
 def _from_picture(picture: Image.Image) -> np.ndarray:
+    picture = ImageOps.exif_transpose(picture)  # upright, as `load_image` makes its image
     if picture.mode in ("P", "RGB") and picture.has_transparency_data:  # one colour, or some of a palette
         picture = picture.convert("RGBA")
     if picture.mode in ("LA", "PA", "RGBA"):

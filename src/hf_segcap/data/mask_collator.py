@@ -59,7 +59,8 @@ class MaskCollator(RowCollator):
         augmentation: a [`LargeScaleJitter`] for training, or `None`.
         train: training or evaluation rules, see above.
         label_size: side of the labels; `None`: that of the model frame. The loss is computed at this resolution; four
-            times the side of the feature grid, the resolution of the predictions, needs the least memory.
+            times the side of the feature grid, the resolution of the predictions, needs the least memory, but places
+            borders on the cells of that grid only: finish a training with larger ones.
         max_area: share of the image above which masks are dropped.
         min_area: pixels of the image, after the jitter, below which masks are dropped.
         prompt_kinds: probabilities of "point", "box" and "text", drawn for each mask; `None`: no prompts, the model draws
@@ -146,7 +147,10 @@ class MaskCollator(RowCollator):
         for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
             if len(masks) == limit:
                 break
-            mask = np.asarray(decode_rle(regions[i]["mask"])).astype(bool)
+            try:
+                mask = np.asarray(decode_rle(regions[i]["mask"])).astype(bool)
+            except (ValueError, TypeError, LookupError) as error:
+                raise ValueError(f"{name}: a mask is no run-length code ({error})") from error
             if mask.shape != source.shape[:2]:
                 raise ValueError(
                     f"{name}: a mask has {mask.shape[0]} x {mask.shape[1]} (height x width) pixels, the image "

@@ -18,6 +18,7 @@ from PIL import Image
 from ..masks import decode_rle
 from ..model_frame import masks_to_frame
 from ..models.sam.interactive import pixel_centres
+from ..models.zim.losses import PADDING_ALPHA
 from ..prompts import PADDING_LABEL
 from .alpha import alpha_box, decode_alpha
 from .augmentation import JitterTransform, LargeScaleJitter
@@ -27,7 +28,6 @@ PROMPT_KINDS = ("box", "point")
 BOX_JITTER = 0.1  # of the side
 POSITIVES, NEGATIVES = (1, 8), (0, 4)
 POSITIVE_ALPHA, NEGATIVE_ALPHA = 0.7, 0.05
-PADDING_ALPHA = -1.0  # a negative label: the model leaves the pixel out
 _NEGATIVE_REACH = 1.5  # sides of the box, enlarged about its centre, in which negative points lie
 
 

@@ -38,6 +38,7 @@ from ..data.matting_folders import AIM500, AM2K, MICROMAT_SUBSETS, Composition1K
 from ..files import atomic_path
 from ..images import load_image
 from ..masks import upscale_masks
+from ..resume import fingerprint
 from .contact_sheet import Item, contact_sheet
 from .matting_metrics import (
     apply_trimap,
@@ -77,16 +78,7 @@ class MattePredictor:
 
     def fingerprint(self) -> str:
         """Differs between models that give different results."""
-        weights = sorted(self.model.state_dict().items())
-        check = zlib.crc32(repr(self.multimask_output).encode())
-        for name, tensor in weights:
-            check = zlib.crc32(name.encode(), check)
-            check = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), check)
-        for path in () if weights else self.model.files:  # ONNX
-            with open(path, "rb") as file:
-                while block := file.read(2**24):
-                    check = zlib.crc32(block, check)
-        return f"{type(self.model).__name__}-{check:08x}"
+        return f"{type(self.model).__name__}-{fingerprint(self.model, self.processor, self.multimask_output)}"
 
 
 class EncodedImage:
@@ -239,7 +231,7 @@ def matte_objects(row: Mapping[str, Any], size: tuple[int, int], seed: int = 0) 
         if box is None:
             continue
         if region.get("points"):
-            points, labels = region["points"], region["point_labels"]
+            points, labels = region["points"], region.get("point_labels") or [1] * len(region["points"])
         else:
             key = zlib.crc32(f"{row.get('image_id')} {index}".encode())
             pixels, drawn = sample_points(alpha, np.random.default_rng([seed, key]), **_POINTS)
@@ -484,7 +476,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results = {}
     for name, rows in data.items():
         file = None if options.output is None else options.output / f"{name}.jsonl"
-        about = {"data": options.data, "root": str(options.root)}
+        about = {"data": options.data, "root": str(options.root), "backgrounds": str(options.backgrounds)}
         results[name] = evaluate_mattes(
             predictors, rows, file, options.prompts, options.trimaps, options.seed, about, progress=name
         )

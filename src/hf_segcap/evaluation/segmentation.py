@@ -41,6 +41,7 @@ from ..training.tiny_clip import full_name
 
 NUM_POINTS = (1, 2, 3, 5, 9)  # the paper's
 SAMPLINGS = ("centre", "random")
+_OBJECTS_AT_ONCE = 16
 
 
 @torch.no_grad()
@@ -260,13 +261,17 @@ class _Session:
         candidates = torch.arange(decoded.iou_scores.shape[1], device=ambiguous.device)[None]
         allowed = (candidates > 0) == ambiguous  # one prompt: tokens 1.., else token 0
         chosen = decoded.iou_scores.float().masked_fill(~allowed, -torch.inf).argmax(1)
-        predicted = self._upscale(decoded.pred_masks) > 0
-        targets = self.targets[:, None].to(predicted.device)
-        union = (predicted | targets).sum((2, 3)).clamp(min=1)
-        ious = (predicted & targets).sum((2, 3)) / union
+        # the masks of few objects at a time: they are as large as the image
+        parts = zip(decoded.pred_masks.split(_OBJECTS_AT_ONCE), self.targets.split(_OBJECTS_AT_ONCE))
+        ious = torch.cat([self._ious(low_res, targets) for low_res, targets in parts])
         best = ious.masked_fill(~allowed.to(ious.device), 0).amax(1)
         index = torch.arange(len(chosen), device=chosen.device)
         return ious[index, chosen].cpu(), best.cpu(), decoded.pred_masks[index, chosen]
+
+    def _ious(self, low_res: Tensor, targets: Tensor) -> Tensor:
+        """(p, M, l, l) logits and (p, H, W) targets -> (p, M)."""
+        predicted, targets = self._upscale(low_res) > 0, targets[:, None].to(low_res.device)
+        return (predicted & targets).sum((2, 3)) / (predicted | targets).sum((2, 3)).clamp(min=1)
 
     def _upscale(self, low_res: Tensor) -> Tensor:
         frame = self.model.config.vision_config.image_size

@@ -18,6 +18,8 @@ from transformers.utils import logging
 
 from ..hub import HubMixin
 
+logger = logging.get_logger(__name__)
+
 # Longer lists get a progress bar.
 _LIST_WITHOUT_BAR = 8
 
@@ -82,6 +84,13 @@ class PromptedImagePipeline(HubMixin, Pipeline):
             raise TypeError(f"Expected one positional argument (the image), got {1 + len(args)}: name the others.")
         progress = show_progress(kwargs.get("progress", self._forward_params.get("progress", True)))
         if isinstance(inputs, (list, tuple)):
+            for name in self.prompt_names:
+                given = kwargs.get(name)
+                if len(inputs) > 1 and isinstance(given, (list, tuple)) and len(given) == len(inputs):
+                    logger.warning_once(
+                        f"Every one of {len(inputs)} images gets all {len(given)} `{name}`. For prompts of their own, give "
+                        f'items {{"image": ..., "{name}": ...}}.'
+                    )
             results = super().__call__(_NumberedDataset(inputs), **kwargs)
             bar = progress and len(inputs) > _LIST_WITHOUT_BAR
             return list(tqdm(results, total=len(inputs), unit="image", desc=self.task, disable=not bar))

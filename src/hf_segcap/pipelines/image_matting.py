@@ -32,7 +32,7 @@ UPSCALINGS = ("bilinear", "guided")
 RESULT_BUDGET = 4 * 2**30
 _POSTPROCESS_NAMES = ("alpha_dtype", "upscaling", "foreground", "output_mode")
 
-Encoded = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+ImageFeatures = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class ImageMattingPipeline(RegionPipeline):
     prompt_names = ("boxes", "points", "point_labels")
     forward_names = ("multimask_output", "prompts_per_batch")
     everything_names = ("output_mode",)
+    mattes = True
     # The official repositories hold no processor, so that transformers may fail to load one: see `_resolved_processor`.
     _load_processor = None  # type: ignore[assignment]
 
@@ -182,12 +183,12 @@ class ImageMattingPipeline(RegionPipeline):
         self.refuse_others(kwargs, _POSTPROCESS_NAMES, type(self).__name__)
         return preprocess, forward, postprocess
 
-    def encode(self, pixel_values: torch.Tensor) -> Encoded:
+    def encode(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """Image embeddings and details at strides 2, 4, 8; both once per image or crop."""
         return self.model.encode_image(pixel_values)
 
     def segment(
-        self, encoded: Encoded, points: torch.Tensor, labels: torch.Tensor
+        self, encoded: ImageFeatures, points: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings, details = encoded
         output = self.model(
@@ -213,9 +214,8 @@ class ImageMattingPipeline(RegionPipeline):
             if not request.model_prompts:
                 one = slice(index, index + 1)
                 encoded = embeddings[one], tuple(features[one] for features in details)
-                defaults = self.model.config.everything
                 self.name_ignored(multimask_output=multimask_output)
-                found = self.propose(encoded, request, defaults, settings, progress, mattes=True)
+                found = self.propose(encoded, request, settings, progress)
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):
             group = [requests[i] for i in indices]

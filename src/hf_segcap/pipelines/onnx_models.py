@@ -12,7 +12,7 @@ from ..models.zim.configuration_zim import ZimConfig
 from ..models.zim.onnx_zim import ZimOnnxForMatting, graph_pairs
 
 TASK = "image-matting"
-_NOT_FOR_ONNX = ("_from_pipeline", "trust_remote_code", "code_revision", "dtype")
+_NOT_FOR_ONNX = ("_from_pipeline", "trust_remote_code", "code_revision", "dtype", "torch_dtype", "device_map")
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 
@@ -21,7 +21,7 @@ class OnnxMattingModel:
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> ZimOnnxForMatting:
-        """As [`ZimOnnxForMatting.from_pretrained`]; a `dtype` has no meaning here."""
+        """As [`ZimOnnxForMatting.from_pretrained`]; a `dtype` and a `device_map` have no meaning here."""
         options = {name: value for name, value in kwargs.items() if name not in _NOT_FOR_ONNX}
         return ZimOnnxForMatting.from_pretrained(name, **options)
 

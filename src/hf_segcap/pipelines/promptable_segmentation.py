@@ -139,8 +139,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
         for index, request in enumerate(requests):
             if not request.model_prompts:
                 self.name_ignored(multimask_output=multimask_output, refine_steps=refine_steps)
-                defaults = self.model.config.everything
-                found = self.propose(embeddings[index : index + 1], request, defaults, settings, progress)
+                found = self.propose(embeddings[index : index + 1], request, settings, progress)
                 answers[index] = _Answer(request, proposals=found)
         for _, indices in self.grouped(requests):
             group = [requests[i] for i in indices]
@@ -160,6 +159,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
         self, answer: _Answer, output_mode: OutputMode = "binary_mask", mask_threshold: float = 0.0
     ) -> list[dict[str, Any]]:
         if answer.proposals is not None:
+            self.name_ignored(mask_threshold=mask_threshold)
             return [_with_names(record) for record in to_records(answer.proposals, output_mode)]
         if answer.low_res_masks is None:
             return []
@@ -195,9 +195,20 @@ def _with_names(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_official_records(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The official fields alone of what everything mode returned, for `hf_segcap.records.write_*`."""
+    """The official fields alone of what the pipeline returned, for `hf_segcap.records.write_*`. Results of prompts have no
+    "point_coords" and "crop_box", which a mask folder needs and a file of SA-1B does not."""
     names = ("segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box")
-    return [{name: result[name] for name in names} for result in results]
+    records = []
+    for result in results:
+        x0, y0, x1, y1 = result["box"].values()
+        known = {
+            "segmentation": result["mask"],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "predicted_iou": result["score"],
+            **result,
+        }
+        records.append({name: known[name] for name in names if name in known})
+    return records
 
 
 __all__ = ["PromptableSegmentationPipeline", "to_official_records"]

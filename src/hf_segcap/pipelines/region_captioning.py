@@ -189,7 +189,7 @@ class RegionCaptioningPipeline(RegionPipeline):
         options: Mapping[str, Any],
     ) -> _Answer:
         """SAM's masks on a grid of points; the points of those that pass the filters are captioned, once."""
-        proposals = self.propose(embedding, request, self.model.config.everything, settings, progress)
+        proposals = self.propose(embedding, request, settings, progress)
         proposals = proposals.select(proposals.predicted_iou.argsort(descending=True, stable=True))
         if len(proposals) == 0:
             return _Answer(request)

@@ -65,10 +65,12 @@ class RegionPipeline(PromptedImagePipeline):
     Attributes:
         forward_names: arguments of `_forward` that a call may name, besides those that all these pipelines have.
         everything_names: arguments that only everything mode heeds, besides the settings of the generator.
+        mattes: the model predicts mattes, see [`~hf_segcap.everything.generate_masks`].
     """
 
     forward_names: tuple[str, ...] = ()
     everything_names: tuple[str, ...] = ()
+    mattes: bool = False
 
     def take_common(self, kwargs: dict[str, Any], timeout: float | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Takes what every such pipeline knows out of the arguments of a call: for `preprocess`, and for `_forward`."""
@@ -121,6 +123,8 @@ class RegionPipeline(PromptedImagePipeline):
             counts=None if text is None else self.processor.count_texts(text),
         )
         model_prompts: dict[str, torch.Tensor] = {}
+        if parsed is not None and text is None and not any(parsed.counts) and _has_gap(given.get("boxes")):
+            raise ValueError(f"Every object needs a prompt: the boxes are {given['boxes']}, and there are no points.")
         if parsed is not None:
             model_prompts = self.processor.prompts_to_model_inputs(parsed, [original_size], [(height, width)])
             if "input_masks" in model_prompts:  # one mask for all prompts is written out: batches pad with empty ones
@@ -166,21 +170,24 @@ class RegionPipeline(PromptedImagePipeline):
         if ignored:
             logger.warning_once(f"{', '.join(ignored)}: only prompts heed this, everything mode does not.")
 
+    def generator_settings(self, settings: Mapping[str, Any] | None = None) -> GeneratorSettings:
+        """What everything mode does in a call with these `settings`. They count more than those this pipeline was made with,
+        and those more than the model's own (`config.everything`).
+
+        Raises:
+            ValueError: settings that cannot be.
+        """
+        levels = (MATTE_SETTINGS if self.mattes else None, self.model.config.everything)
+        return GeneratorSettings.from_dicts(*levels, self._forward_params.get("settings"), settings)
+
     def propose(
-        self,
-        encoded: Any,
-        request: Request,
-        defaults: Mapping[str, Any] | None,
-        settings: Mapping[str, Any] | None,
-        progress: bool,
-        mattes: bool = False,
+        self, encoded: Any, request: Request, settings: Mapping[str, Any] | None, progress: bool
     ) -> MaskProposals:
         """Everything mode: the good masks of all points of a grid.
 
         Args:
             encoded: what `encode` gave for the whole image.
-            defaults: generator settings of the model; `settings` of the call win.
-            mattes: the model predicts mattes, see [`~hf_segcap.everything.generate_masks`].
+            settings: of the call.
         """
         if request.image is None:
             raise ValueError("Everything mode needs the image, which a request with prompts does not keep.")
@@ -195,11 +202,15 @@ class RegionPipeline(PromptedImagePipeline):
             request.image,
             encode_crop,
             image_size=self.model.config.vision_config.image_size,
-            settings=GeneratorSettings.from_dicts(MATTE_SETTINGS if mattes else None, defaults, settings),
+            settings=self.generator_settings(settings),
             whole=(partial(self.segment, encoded), request.reshaped_size),
             progress=show_progress(progress),
-            mattes=mattes,
+            mattes=self.mattes,
         )
+
+
+def _has_gap(boxes: Any) -> bool:
+    return isinstance(boxes, (list, tuple)) and any(box is None for box in boxes)
 
 
 __all__ = ["RegionPipeline", "Request"]

@@ -23,12 +23,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..files import atomic_path
 from ..images import load_image
-from ..resume import hash_weights
+from ..resume import fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -39,19 +38,8 @@ _STALE_SECONDS = 3600
 
 
 def encoder_fingerprint(model: Any, processor: Any) -> str:
-    """SHA-256 of everything that decides an image's features: the image encoder's weights and configuration, and the
-    settings of the image processor."""
-    digest = hashlib.sha256()
-    settings = processor.image_processor.to_dict()
-    # The backend (torchvision or Pillow) and where the settings were read from do not count.
-    settings = {k: v for k, v in settings.items() if not k.endswith("_type") and not k.startswith("_")}
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    encoder = model.vision_encoder
-    # What every configuration has (dtype, version, names, ...) and the attention backend decide nothing.
-    common = PreTrainedConfig().to_dict()
-    config = {k: v for k, v in encoder.config.to_dict().items() if k not in common and not k.startswith("_")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    return hash_weights(encoder, digest).hexdigest()
+    """Of everything that decides an image's features: the image encoder and the settings of the image processor."""
+    return fingerprint(model.vision_encoder, processor.image_processor)
 
 
 class FeatureCache:

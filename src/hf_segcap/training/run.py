@@ -73,13 +73,12 @@ def train(
     features = None
     if parsed.frozen_features:
         features = _build_features(parsed, model, processor, [train_rows, eval_rows], arguments)
-    factor, has_tokenizer = parsed.new_layers_factor, getattr(processor, "tokenizer", None) is not None
+    factor = parsed.new_layers_factor
     trainer = SegCapTrainer(
         model=trained,
         args=arguments,
         data_collator=task.collator(parsed, model, processor, features, train_rows),
-        # Trainer takes special tokens from a processor, and fails where there is no tokenizer
-        processing_class=processor if has_tokenizer else processor.image_processor,
+        processing_class=processor,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         compute_metrics=None if eval_rows is None else task.metrics(parsed, processor),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 
 _FRAME = ("image_size", "patch_size")
+_KEPT_OF_PROCESSORS = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", "resample")
 _TYPICAL_PHRASES = 2000  # of the data, for `text: centre` and `text: memory_scale`
 
 
@@ -158,13 +159,18 @@ class PromptableSegmentation(Task):
         else:
             model = SamForPromptableSegmentation(SamPromptableConfig(**(section.config or {}))).to(dtype)
         if recipe.text is not None:
+            clip = CLIPModel.from_pretrained(recipe.text.clip, dtype=dtype)
             if model.config.text_config is None:
-                model.add_text_prompts(CLIPModel.from_pretrained(recipe.text.clip, dtype=dtype))
+                model.add_text_prompts(clip)
+            elif not _has_text_model_of(model, clip):
+                raise ValueError(
+                    f"text: clip: {recipe.text.clip} is not the CLIP whose text model {section.from_pretrained} has: images and "
+                    "words would be embedded by different models"
+                )
             tokenizer = AutoTokenizer.from_pretrained(recipe.text.clip)
             if recipe.text.centre:
                 model.centre_text(*_typical_phrases(train_rows, tokenizer))
-        vision = model.config.vision_config
-        image_processor = sam_image_processor(vision.image_size, vision.patch_size)
+        image_processor = _image_processor(section.from_pretrained, model.config.vision_config)
         return model, SamPromptableProcessor(image_processor, tokenizer)
 
     def trained_with_lora(self, model: Any) -> list[str]:
@@ -199,25 +205,18 @@ class ImageMatting(Task):
         from ..models.zim.modeling_zim import ZimForMatting
         from ..models.zim.processing_zim import ZimProcessor
 
-        section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+        section, dtype, folder = recipe.model, DTYPES[recipe.model.dtype], None
         if section.from_pretrained:
             model = _load_changed(ZimForMatting, section, dtype)
         elif section.from_sam:
             frame, fields = _split_frame(section.config)
-            own = {f.name for f in dataclasses.fields(ZimConfig)} - set(ZimConfig.sub_configs_defaults)
-            unknown = sorted(set(fields) - own)
-            if unknown:
-                raise ValueError(
-                    f"model: config: with from_sam expected fields of ZIM alone, got {unknown} besides {_FRAME}"
-                )
             bundled = section.from_sam == "bundled"
             folder = bundled_model("promptable-segmentation") if bundled else section.from_sam
             sam = SamForPromptableSegmentation.from_pretrained(folder, dtype=dtype)
             model = ZimForMatting.from_sam(change_frame(sam, **frame) if frame else sam, **fields)
         else:
             model = ZimForMatting(ZimConfig(**(section.config or {}))).to(dtype)
-        vision = model.config.vision_config
-        return model, ZimProcessor(sam_image_processor(vision.image_size, vision.patch_size))
+        return model, ZimProcessor(_image_processor(section.from_pretrained or folder, model.config.vision_config))
 
     def trained_with_lora(self, model: Any) -> list[str]:
         names = ["prompt_encoder", "detail_encoder", "mask_decoder"]
@@ -331,6 +330,28 @@ def _load_changed(model_class: type[PreTrainedModel], section: ModelSection, dty
     _change(config, changes, "model: config")
     model = model_class.from_pretrained(name, config=config, dtype=dtype)
     return change_frame(model, **frame) if frame else model
+
+
+def _image_processor(name: str | None, vision: Any) -> Any:
+    """That of a checkpoint, which knows how its pixels are normalised, for the frame of `vision`; without one SAM's."""
+    from ..models.zim.processing_zim import ZimProcessor  # needs no tokenizer
+
+    kept = {}
+    if name is not None:
+        saved = ZimProcessor.from_pretrained(name).image_processor
+        kept = {option: getattr(saved, option) for option in _KEPT_OF_PROCESSORS}
+    return sam_image_processor(vision.image_size, vision.patch_size, **kept)
+
+
+def _has_text_model_of(model: Any, clip: CLIPModel) -> bool:
+    """Whether the text model of a segmenter is that of this CLIP, up to the rounding of half precision."""
+    own = model.text_model.state_dict()
+    wanted = {f"text_model.{name}": value for name, value in clip.text_model.state_dict().items()}
+    wanted["text_projection.weight"] = clip.text_projection.weight
+    return all(
+        name in own and own[name].shape == value.shape and torch.allclose(own[name], value, rtol=1e-2, atol=1e-2)
+        for name, value in wanted.items()
+    )
 
 
 def _split_frame(config: Mapping[str, Any] | None) -> tuple[dict[str, int], dict[str, Any]]:

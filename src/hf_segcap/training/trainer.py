@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, ProcessorMixin, Trainer, TrainerCallback
 
 from ..data.row_collator import RowCollator
 from .layer_decay import layer_decay_parameter_groups, scaled_parameter_groups
@@ -75,6 +75,10 @@ class SegCapTrainer(Trainer):
         learning_rate_factors: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        processor = kwargs.get("processing_class")
+        if isinstance(processor, ProcessorMixin) and getattr(processor, "tokenizer", None) is None:
+            # Trainer takes special tokens from a processor, and fails where there is no tokenizer
+            kwargs["processing_class"] = processor.image_processor
         super().__init__(*args, **kwargs)
         self.data_collator: Callable
         self.optimizer: Any

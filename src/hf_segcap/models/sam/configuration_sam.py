@@ -181,9 +181,19 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As usual; `facebook/sam-vit-*` folders and repositories are understood, see [`SamPromptableConfig.from_sam`]."""
+        """As usual; `facebook/sam-vit-*` folders and repositories are understood, see [`SamPromptableConfig.from_sam`].
+
+        Raises:
+            ValueError: another kind of model (SAM-HQ, SAM 2), of which a part would be left out.
+        """
         content, rest = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if content.get("model_type") != SamConfig.model_type:
+        model_type = content.get("model_type")
+        if model_type not in (None, SamConfig.model_type, cls.model_type):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a model of type {model_type!r}, whose weights {cls.model_type!r} has only "
+                f"in part: load it as what it is."
+            )
+        if model_type != SamConfig.model_type:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         return cls.from_dict(cls.from_sam(content).to_dict(), **rest)
 

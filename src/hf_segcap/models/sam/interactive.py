@@ -37,6 +37,7 @@ class InteractiveResult(NamedTuple):
         focal, dice, iou: scalars, the same reduction, unweighted.
         pred_masks: (R, 4, l, l) logits of the last round, all tokens.
         iou_scores: (R, 4) of the last round.
+        rows: prompts of the last round.
     """
 
     loss: Tensor
@@ -45,6 +46,7 @@ class InteractiveResult(NamedTuple):
     iou: Tensor
     pred_masks: Tensor
     iou_scores: Tensor
+    rows: PromptRows
 
 
 def interactive_loss(
@@ -104,7 +106,7 @@ def interactive_loss(
         torch.stack([getattr(loss, name) for loss in losses]).sum(0).mean() * scale
         for name in ("total", "focal", "dice", "iou")
     )
-    return InteractiveResult(total, focal, dice, iou, masks.pred_masks, masks.iou_scores)
+    return InteractiveResult(total, focal, dice, iou, masks.pred_masks, masks.iou_scores, rows)
 
 
 def round_schedule(

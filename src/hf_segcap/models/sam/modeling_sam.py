@@ -6,6 +6,7 @@ for each object, text prompts (section 7.5), refinement, and the training with i
 """
 
 import numbers
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,9 +107,11 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         if isinstance(config, SamConfig):  # what AutoConfig makes of facebook/sam-vit-*
             config = SamPromptableConfig.from_sam(config)
+        elif config is not None and not isinstance(config, (SamPromptableConfig, str, os.PathLike)):
+            raise ValueError(f"{pretrained_model_name_or_path} is no SAM: it has a {type(config).__name__}.")
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
-    def add_text_prompts(self, clip: str | CLIPModel | CLIPTextModelWithProjection) -> None:
+    def add_text_prompts(self, clip: str | os.PathLike | CLIPModel | CLIPTextModelWithProjection) -> None:
         """Adds CLIP's text model and a new projection of its embeddings (SAM, section 7.5), to be trained.
 
         Args:
@@ -119,7 +122,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         """
         if self.config.text_embed_dim is not None:
             raise ValueError("This model has text prompts already.")
-        if isinstance(clip, str):
+        if isinstance(clip, (str, os.PathLike)):
             config = AutoConfig.from_pretrained(clip)
             clip = CLIPTextModelWithProjection.from_pretrained(clip, config=_text_config_of(config))
         elif isinstance(clip, CLIPModel):
@@ -187,8 +190,11 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         return RowMasks(*(torch.cat(field) for field in zip(*parts)))
 
     def _check_text(self, trained: bool) -> None:
-        """Refuses text prompts without a projection for them, or with `trained` one that nothing trained yet."""
-        if self.config.text_embed_dim is None or (trained and not self.config.text_trained):
+        """Refuses text prompts without a projection for them, or with `trained` one that nothing trained yet. (The flag in the
+        configuration is not there where weights were saved alone, as adapters are: a bias that is not zero any more tells.)"""
+        if self.config.text_embed_dim is None or (
+            trained and not (self.config.text_trained or self.text_projection.bias.any())
+        ):
             raise ValueError(
                 "This checkpoint was not trained with text prompts (the released SAM checkpoints were not): use points, "
                 "boxes or masks, or add_text_prompts(clip) and train. (Trained elsewhere: config.text_trained = True.)"
@@ -260,8 +266,9 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             multimask_output: True: three masks for ambiguous prompts. False: the one mask for unambiguous prompts. None:
                 one mask per object, the best of three if it has a single prompt (a point, a box, a text), else the one
                 for unambiguous prompts (SAM, appendix A).
-            refine_steps: so many times, the best mask is fed back as mask prompt.
-            labels (B, P, h, w): target masks in {0, 1}, padded model frame at any resolution. The loss is that of
+            refine_steps: so many times, the best mask is fed back as mask prompt. The answer to it is, unless
+                `multimask_output` is True, the mask for unambiguous prompts, as in training.
+            labels (B, P, h, h): target masks in {0, 1}, padded model frame at any resolution. The loss is that of
                 `config.interactive_rounds` rounds; the first uses the prompts given, or one drawn from the label.
                 With transformers' own `Trainer`, give `TrainingArguments(label_names=["labels"])`: it would
                 count `point_labels` among the labels and report no `eval_loss` without them.
@@ -270,6 +277,12 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             ValueError: for missing or contradicting inputs.
         """
         kwargs.pop("num_items_in_batch", None)  # Trainer sets it
+        if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
+            raise ValueError(f"refine_steps must be a whole number of 0 or more, got {refine_steps!r}.")
+        if refine_steps and labels is not None:
+            raise ValueError(
+                "refine_steps are for predictions: with labels, config.interactive_rounds feed masks back."
+            )
         image_embeddings, vision_outputs = self.encode_or_reuse(pixel_values, image_embeddings, **kwargs)
         if input_ids is not None:
             if text_embeds is not None:
@@ -298,8 +311,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         if labels is None:
             masks, scores, best = self._predict(image_embeddings, rows, multimask_output, refine_steps)
         else:
-            terms, decoded = self._loss(image_embeddings, rows, labels)
-            masks, scores, best = select_masks(decoded, rows, multimask_output)
+            terms, decoded, asked = self._loss(image_embeddings, rows, labels)
+            masks, scores, best = select_masks(decoded, asked, multimask_output)
         return SamPromptableOutput(
             **terms,
             pred_masks=rows.scatter(masks),
@@ -311,16 +324,24 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         )
 
     def _predict(self, image_embeddings, rows: PromptRows, multimask_output: bool | None, refine_steps: int):
-        if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
-            raise ValueError(f"refine_steps must be a whole number of 0 or more, got {refine_steps!r}.")
         masks, scores, best = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
+        # training answers a fed back mask with the mask for unambiguous prompts alone
+        multimask_output = bool(multimask_output)
         for _ in range(refine_steps):
             fed_back = masks[torch.arange(len(rows), device=masks.device), best]
             rows = replace(rows, masks=fed_back, has_mask=None)
             masks, scores, best = select_masks(self.decode_rows(image_embeddings, rows), rows, multimask_output)
         return masks, scores, best
 
-    def _loss(self, image_embeddings, rows: PromptRows, labels: Tensor) -> tuple[dict[str, Tensor], RowMasks]:
+    def _loss(
+        self, image_embeddings, rows: PromptRows, labels: Tensor
+    ) -> tuple[dict[str, Tensor], RowMasks, PromptRows]:
+        """Terms, and masks of the last round with its prompts."""
+        if labels.ndim != 4 or labels.shape[:2] != rows.valid.shape or labels.shape[-2] != labels.shape[-1]:
+            raise ValueError(
+                f"labels must have shape (B, P, h, h) with (B, P) = {tuple(rows.valid.shape)}, one mask per prompt in the "
+                f"padded model frame, which is square, got {tuple(labels.shape)}. MaskCollator brings masks of images there."
+            )
         config = self.config
         generator = None
         if self.training:
@@ -342,7 +363,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         weight = 0 if rows.empty else 1
         terms = {"loss": result.loss, "focal_loss": result.focal, "dice_loss": result.dice, "iou_loss": result.iou}
         decoded = RowMasks(result.pred_masks.detach(), result.iou_scores.detach())
-        return {name: value * weight for name, value in terms.items()}, decoded
+        return {name: value * weight for name, value in terms.items()}, decoded, result.rows
 
 
 def _text_config_of(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -79,6 +79,11 @@ class PromptRows:
                 raise ValueError(
                     f"{name} must have shape {shape} with B = {batch_size} images, got {tuple(value.shape)}."
                 )
+        if input_masks is not None and not input_masks.is_floating_point():
+            raise ValueError(
+                f"input_masks are logits of an earlier prediction, floats, got {input_masks.dtype}: the processor makes them of "
+                "binary masks."
+            )
         for name, size in (("input_boxes", 4), ("input_points", 2)):
             value, _, shape = given[name]
             if value is not None and value.shape[-1] != size:
@@ -127,10 +132,10 @@ class PromptRows:
             points=rows.gather(input_points),
             point_labels=rows.gather(point_labels),
             masks=rows.gather(input_masks),
-            has_box=rows.gather(has_box),
-            has_mask=rows.gather(has_mask),
+            has_box=rows.gather(None if has_box is None else has_box.bool()),
+            has_mask=rows.gather(None if has_mask is None else has_mask.bool()),
             text_embeds=rows.gather(text_embeds),
-            has_text=rows.gather(has_text),
+            has_text=rows.gather(None if has_text is None else has_text.bool()),
         )
 
     def __len__(self) -> int:

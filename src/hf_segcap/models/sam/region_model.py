@@ -17,6 +17,7 @@ from .prompt_rows import PromptRows
 from .two_way import SharedImage
 
 Result = TypeVar("Result")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
@@ -71,7 +72,7 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
         for name in (*self._frozen_in_eval, *self.never_trained) if mode else ():
             if hasattr(self, name.partition(".")[0]):
                 self.get_submodule(name).eval()
-        return self
+        return keep_frozen_norms(self)
 
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, C, g, g). Differentiable; the expensive pass, once per image."""
@@ -160,6 +161,15 @@ class SamRegionPreTrainedModel(HubMixin, CompleteCheckpointMixin, PreTrainedMode
         return stream, tokens, token_mask
 
 
+def keep_frozen_norms(model: Model) -> Model:
+    """Puts batch norms that are not trained into eval mode: their statistics are part of what is frozen, and an adapter, which
+    saves what is trained alone, would lose what they became."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+            module.train(module.training and module.weight.requires_grad)
+    return model
+
+
 def check_policy(model: nn.Module, policy: str) -> None:
     """
     Raises:
@@ -180,4 +190,4 @@ def _rows_per_part(image: Tensor) -> int:
     return max(1, budget // (image[0].numel() * image.element_size()))
 
 
-__all__ = ["SamRegionPreTrainedModel", "check_policy"]
+__all__ = ["SamRegionPreTrainedModel", "check_policy", "keep_frozen_norms"]

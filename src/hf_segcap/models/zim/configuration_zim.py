@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_segcap authors. Licensed under the Apache License, Version 2.0.
 """Configuration of ZIM, "Zero-Shot Image Matting for Anything" (ICCV 2025)."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -160,7 +161,14 @@ class ZimConfig(HubMixin, PreTrainedConfig):
 
     @classmethod
     def from_sam(cls, config: SamPromptableConfig, **kwargs: Any) -> "ZimConfig":
-        """The parts of a SAM configuration; `kwargs` are further fields, see [`ZimForMatting.from_sam`]."""
+        """The parts of a SAM configuration; `kwargs` are further fields, see [`ZimForMatting.from_sam`].
+
+        Raises:
+            ValueError: a field that ZIM does not have, or has from SAM.
+        """
+        unknown = sorted(set(kwargs) - ({field.name for field in fields(cls)} - set(cls.sub_configs_defaults)))
+        if unknown:
+            raise ValueError(f"beside what it has from SAM, {cls.__name__} has no {', '.join(unknown)}")
         parts = {name: getattr(config, name).to_dict() for name in cls.sub_configs_defaults}
         return cls(**parts, **kwargs)
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..sam.losses import resize_logits
 
+PADDING_ALPHA = -1.0  # the label of pixels that do not count, such as those outside the image
+
 # taps along the derivative and across it; the response to a ramp of slope one is one
 GRADIENT_FILTERS = {"sobel": ((-1 / 8, 0.0, 1 / 8), (1.0, 2.0, 1.0)), "forward": ((0.0, -1.0, 1.0), (0.0, 1.0, 0.0))}
 
@@ -37,13 +39,18 @@ def check_mattes(labels: Tensor) -> Tensor:
     """The labels, (..., h, w).
 
     Raises:
-        ValueError: for what is no matte (255 instead of 1, NaN).
+        ValueError: for what is no matte (255 instead of 1, NaN, negative values that are not -1).
     """
     high = labels.max()
     if not bool(high <= 1):  # also false for NaN
         raise ValueError(
-            f"labels are mattes in [0, 1] (negative: left out), got a maximum of {high.item():g}: divide 8-bit mattes by "
-            "255, 16-bit mattes by 65535."
+            f"labels are mattes in [0, 1] (-1: left out), got a maximum of {high.item():g}: divide 8-bit mattes by 255, "
+            "16-bit mattes by 65535."
+        )
+    if bool(((labels < 0) & (labels != PADDING_ALPHA)).any()):
+        raise ValueError(
+            f"labels are mattes in [0, 1] (-1: left out), got a minimum of {labels.min().item():g}: mattes are not "
+            "normalised as images are."
         )
     return labels
 
@@ -171,6 +178,7 @@ def matting_loss(
 __all__ = [
     "GRADIENT_FILTERS",
     "MattingLoss",
+    "PADDING_ALPHA",
     "check_mattes",
     "cross_entropy_loss",
     "gradient_loss",

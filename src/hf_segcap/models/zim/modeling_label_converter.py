@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 from ...hub import CompleteCheckpointMixin, HubMixin
 from ..sam.frame import resize_positions
 from ..sam.losses import resize_logits
-from ..sam.region_model import check_policy
+from ..sam.region_model import check_policy, keep_frozen_norms
 from .configuration_label_converter import STRIDES, ZimLabelConverterConfig
 from .detail_decoder import ZimConvBlock, ZimFusionBlock
 from .losses import check_mattes, gradient_loss, l1_loss
@@ -216,6 +216,10 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
+    def train(self, mode: bool = True):
+        super().train(mode)
+        return keep_frozen_norms(self)
+
     @classmethod
     def from_hiera(cls, hiera: str | os.PathLike | HieraModel, image_size: int = 1024, **config_kwargs: Any):
         """A model for a new training: the backbone from a checkpoint, the decoder at random.
@@ -281,7 +285,7 @@ class ZimLabelConverter(HubMixin, CompleteCheckpointMixin, PreTrainedModel):
             coarse_masks (B, P, H, W): 1 inside the object, 0 outside and in the padding; P masks per image, usually 1 in
                 training.
             prompt_mask (B, P): False for masks that only pad the batch.
-            labels (B, P, H, W): target mattes in [0, 1]. Negative: the pixel does not count (use it for padding).
+            labels (B, P, H, W): target mattes in [0, 1]. -1: the pixel does not count (use it for padding).
             masks_per_batch: without gradients, at most so many masks are converted at a time (default: what makes a
                 megapixel on a CPU, eight elsewhere).
 

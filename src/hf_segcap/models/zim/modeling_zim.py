@@ -276,8 +276,12 @@ class ZimModel(SamRegionPreTrainedModel):
         if labels is None:
             decoded = self.decode_rows(image_embeddings, detail_features, rows, selected, prompts_per_batch)
         else:
-            if labels.ndim != 4:
-                raise ValueError(f"labels must have shape (B, P, h, w), one matte per prompt, got {labels.ndim} axes.")
+            if labels.ndim != 4 or labels.shape[:2] != rows.valid.shape or labels.shape[-2] != labels.shape[-1]:
+                raise ValueError(
+                    f"labels must have shape (B, P, h, h) with (B, P) = {tuple(rows.valid.shape)}, one matte per prompt in the "
+                    f"padded model frame, which is square, got {tuple(labels.shape)}. MatteCollator brings mattes of images "
+                    "there."
+                )
             targets = check_mattes(rows.gather(labels))
             decoded = self.decode_rows(image_embeddings, detail_features, rows, prompts_per_batch=prompts_per_batch)
             terms = self._loss(decoded, targets, rows)
@@ -382,13 +386,13 @@ class ZimForMatting(ZimModel):
             multimask_output: True: all four mattes. False: the first, which the paper evaluates.
             prompts_per_batch: without gradients, at most so many prompts are decoded at a time, to bound memory (with
                 `output_attentions` all at once).
-            labels (B, P, h, w): target mattes in [0, 1], padded model frame at any resolution. Negative: the pixel does
-                not count (use it for padding). With transformers' own `Trainer`, give
+            labels (B, P, h, h): target mattes in [0, 1], padded model frame at any resolution. -1: the pixel does not count
+                (use it for padding). With transformers' own `Trainer`, give
                 `TrainingArguments(label_names=["labels"])`: it would count `point_labels` among the labels and report no
                 `eval_loss` without them.
 
         Raises:
-            ValueError: for missing or contradicting inputs, or labels above 1.
+            ValueError: for missing or contradicting inputs, or labels that are no mattes of the model frame.
         """
         return self._matte(
             pixel_values,

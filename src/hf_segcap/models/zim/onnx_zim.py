@@ -10,7 +10,7 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,14 @@ class ZimOnnxForMatting(nn.Module):
         Raises:
             ImportError: onnxruntime is not installed.
             OSError: no such folder or repository, or no pair of files in it.
+            TypeError: an option that is no field of `ZimConfig`.
             ValueError: several pairs, and none of `variant` and `subfolder` names one; or as the class.
         """
+        unknown = sorted(set(config_kwargs) - {field.name for field in fields(ZimConfig)})
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained has no {', '.join(unknown)}, and ZimConfig no such field."
+            )
         source = str(pretrained_model_name_or_path)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         local = Path(source).is_dir()
@@ -216,7 +222,13 @@ class ZimOnnxForMatting(nn.Module):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Copies both graphs, with their files of weights if they have some, and writes the configuration beside them:
-        what `from_pretrained` reads. Other arguments, as of other models' weights, have no meaning here."""
+        what `from_pretrained` reads. Other arguments, as of other models' weights, have no meaning here.
+
+        Raises:
+            ValueError: with `push_to_hub`.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("ONNX files are not pushed from here: save them, then use huggingface_hub.upload_folder.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         names = dict(zip(self._files, (ENCODER_FILE, DECODER_FILE)))
