@@ -70,9 +70,14 @@ def test_mattes_of_ones_own(folder, tmp_path, caplog):
     inside = batch["labels"][0, :, 5:9, 12:28]
     assert batch["prompt_mask"].tolist() == [[True, True]] and (inside - 120 / 255).abs().max() < 0.2
     Image.fromarray(matte * 0).save(tmp_path / "empty.png")
-    for alpha, message in (("none.png", "path of a matte"), (3, "path of a matte"), ("empty.png", "0 everywhere")):
-        with pytest.raises(ValueError, match=f"line 1, region 0: .*{message}"):
+    Image.fromarray(matte[1:]).save(tmp_path / "small.png")
+    for alpha in ("none.png", 3):
+        with pytest.raises(ValueError, match="line 1, region 0: .*path of a matte"):
             RegionFolder(folder({"image": "a.png", "regions": [{"alpha": alpha}]}))
+    for alpha, message in (("empty.png", "0 everywhere"), ("small.png", "has 43 x 60")):
+        unusable = RegionFolder(folder({"image": "a.png", "regions": [{"alpha": alpha}]}))  # not opened yet
+        with pytest.raises(ValueError, match=f"row 0, region 0: .*{message}"):
+            unusable[0]
     with pytest.raises(ValueError, match=".coarse. is true or false, got 1"):
         RegionFolder(folder({"image": "a.png", "regions": [{"alpha": "matte.png", "coarse": 1}]}))
 

@@ -38,7 +38,8 @@ _REGION_FIELDS = {"box", "phrases", "phrase", "mask", "alpha", "coarse", "catego
 
 
 class RegionFolder(StoredRows):
-    """Rows of a JSON-lines file with image paths, see the module's description. Images are opened when a row is asked for.
+    """Rows of a JSON-lines file with image paths, see the module's description. Images and mattes are opened when a row
+    is asked for.
 
     Args:
         root: folder that image paths are relative to.
@@ -47,7 +48,8 @@ class RegionFolder(StoredRows):
 
     Raises:
         ValueError: the file is missing or a line of it is unusable: the message names file and line, what is wrong and
-            what is expected. All lines are checked at once, when the data set is made; images must exist.
+            what is expected. All lines are checked at once, when the data set is made; images and mattes must exist. When a
+            row is asked for: a matte that is 0 everywhere or has another size than the image.
     """
 
     def __init__(self, root: str | Path, annotations: str | Path = "regions.jsonl", limit: int | None = None) -> None:
@@ -65,6 +67,14 @@ class RegionFolder(StoredRows):
         if not rows:
             raise ValueError(f"{path} has no rows, expected lines such as {_EXAMPLE}")
         super().__init__(rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = super().__getitem__(index)
+        for i, region in enumerate(row["regions"]):
+            if region["box"] is None:
+                where, size = f"row {index}, region {i}", (row["height"], row["width"])
+                region["box"] = _box_around_matte(region["alpha"], where, size)  # once
+        return row
 
 
 def _parse_line(line: str, where: str, root: Path, index: int) -> dict[str, Any]:
@@ -104,16 +114,22 @@ def _parse_region(region: Any, where: str, root: Path) -> dict[str, Any]:
     phrases = [region["phrase"]] if "phrase" in region else region.get("phrases", [] if shaped else None)
     if not isinstance(phrases, list) or not (phrases or shaped) or not all(isinstance(text, str) for text in phrases):
         raise ValueError(f'{where}: expected "phrases" (a list of texts) or "phrase" (a text), got {phrases!r}')
-    given = region.get("box")
-    if "box" not in region and shaped:
-        given = _box_around(mask, where) if mask else _box_around_matte(more["alpha"], where)
+    box = None  # around a matte: opened with its image
+    if mask and "box" not in region:
+        box = [float(side) for side in _box_around(mask, where)]
+    elif "box" in region or not shaped:
+        box = _given_box(region.get("box"), where)
+    return {"box": box, "phrases": phrases, "mask": mask, "category": region.get("category"), **more}
+
+
+def _given_box(given: Any, where: str) -> list[float]:
     box = check_box(given, where)
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(
             f"{where}: the box {box.tolist()} is empty or inverted, expected x0 < x1 and y0 < y1 (two corners, not width "
             "and height)"
         )
-    return {"box": box.tolist(), "phrases": phrases, "mask": mask, "category": region.get("category"), **more}
+    return box.tolist()
 
 
 def _matte_fields(region: dict[str, Any], where: str, root: Path) -> dict[str, Any]:
@@ -130,8 +146,8 @@ def _matte_fields(region: dict[str, Any], where: str, root: Path) -> dict[str, A
     return fields
 
 
-def _box_around_matte(path: Path, where: str) -> list[float]:
-    box = alpha_box(decode_alpha(path, name=where))
+def _box_around_matte(path: Path, where: str, size: tuple[int, int]) -> list[float]:
+    box = alpha_box(decode_alpha(path, where, size))
     if box is None:
         raise ValueError(f"{where}: the matte {path} is 0 everywhere, expected an object")
     return box

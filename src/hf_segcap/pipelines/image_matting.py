@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from transformers import ProcessorMixin
+from transformers.utils import logging
 
 from ..everything import MATTE_THRESHOLD, MaskProposals
 from ..foreground import cut_out
@@ -25,6 +26,8 @@ from ..models.zim.processing_zim import ZimProcessor
 from ..records import OutputMode, check_output_mode, to_records
 from .base import as_list
 from .regions import RegionPipeline, Request
+
+logger = logging.get_logger(__name__)
 
 ALPHA_TYPES = ("uint8", "uint16")
 UPSCALINGS = ("bilinear", "guided")
@@ -158,11 +161,11 @@ class ImageMattingPipeline(RegionPipeline):
 
             Pictures have the size of the image: per object and pixel one byte of alpha (two for "uint16", four mattes with
             `multimask_output`), four with `foreground`, one with "binary_mask". Up to 4 GiB for an image: at 40
-            megapixels 107 mattes, or 21 with foregrounds.
+            megapixels 107 mattes, or 21 with foregrounds. Of everything, the best that fit are kept, with a warning.
 
         Raises:
             ValueError, TypeError: an image or a prompt that cannot be used; the message names the image and the prompt.
-            ValueError: the results of an image would take more than 4 GiB (before any of them is made).
+            ValueError: the results of prompts would take more than 4 GiB (before any of them is made).
         """
         prompts = {"boxes": boxes, "points": points, "point_labels": point_labels}
         given = {name: value for name, value in prompts.items() if value is not None}
@@ -241,7 +244,7 @@ class ImageMattingPipeline(RegionPipeline):
         output_mode: OutputMode = "coco_rle",
     ) -> list[dict[str, Any]]:
         request = answer.request
-        _check_budget(answer, np.dtype(alpha_dtype).itemsize, foreground, output_mode == "binary_mask")
+        answer = _within_budget(answer, np.dtype(alpha_dtype).itemsize, foreground, output_mode == "binary_mask")
         followed = request.image if upscaling == "guided" else None
         # One object after the other: float mattes of image size exist of one at a time.
         if answer.proposals is not None:
@@ -289,24 +292,32 @@ class ImageMattingPipeline(RegionPipeline):
             }
 
 
-def _check_budget(answer: _Answer, alpha_bytes: int, foreground: bool, binary_masks: bool) -> None:
-    """
+def _within_budget(answer: _Answer, alpha_bytes: int, foreground: bool, binary_masks: bool) -> _Answer:
+    """The answer, in everything mode without the objects of the lowest scores if their pictures would take more than
+    `RESULT_BUDGET`.
+
     Raises:
-        ValueError: the pictures of all objects take more than `RESULT_BUDGET`.
+        ValueError: those of named objects would.
     """
     everything = answer.proposals is not None
     count = answer.request.count if answer.proposals is None else len(answer.proposals)
     mattes = 1 if answer.scores is None else answer.scores.shape[1]
     per_pixel = mattes * alpha_bytes + 4 * foreground + (everything and binary_masks)
     height, width = answer.request.original_size
-    if (total := count * per_pixel * height * width) <= RESULT_BUDGET:
-        return
-    remedies = ["foreground=False"] if foreground else []
-    remedies += ["a higher pred_iou_thresh", "fewer points_per_side"] if everything else ["fewer prompts per call"]
-    raise ValueError(
-        f"{count} objects in an image of {height} x {width} (height x width) pixels make results of {total:,} bytes, "
-        f"{per_pixel} per pixel and object, more than {RESULT_BUDGET:,}. Use {', '.join(remedies)} or a smaller picture."
+    allowed = RESULT_BUDGET // (per_pixel * height * width)
+    if count <= allowed:
+        return answer
+    found = (
+        f"{count} objects in an image of {height} x {width} (height x width) pixels make results of "
+        f"{count * per_pixel * height * width:,} bytes, {per_pixel} per pixel and object, more than {RESULT_BUDGET:,}."
     )
+    remedies = ["foreground=False"] if foreground else []
+    if answer.proposals is None:
+        raise ValueError(f"{found} Use {', '.join([*remedies, 'fewer prompts per call'])} or a smaller picture.")
+    remedies += ["a higher pred_iou_thresh", "fewer points_per_side"]
+    logger.warning(f"{found} The best {allowed} are kept. Use {', '.join(remedies)} or a smaller picture.")
+    best = answer.proposals.predicted_iou.argsort(descending=True, stable=True)[:allowed]
+    return replace(answer, proposals=answer.proposals.select(best.sort().values))
 
 
 def _named(corners: list[float]) -> dict[str, float]:
