@@ -65,7 +65,7 @@ def test_masks_on_held_out_composites(segmenter, data, min_area):
     rows = CompositeRegions(12, split="held_out", seed=99, **data)
     scores = evaluate_masks(segmenter.model, segmenter.processor, rows, num_points=(1, 3), min_area=min_area)
     assert scores["num_objects"] > 25
-    assert scores["miou@1"] >= 0.77 and scores["box_miou"] >= 0.84 and scores["miou@3"] >= 0.81
+    assert scores["miou@1"] >= 0.80 and scores["box_miou"] >= 0.88 and scores["miou@3"] >= 0.81
 
 
 def test_words_alone_select_the_named_object(text_segmenter):
@@ -94,7 +94,7 @@ def test_text_is_refused_with_a_reason(segmenter):
 
 def test_model_card_states_what_was_measured():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for line, least in (("one click", 75), ("box", 83)):
+    for line, least in (("one click", 77), ("box", 85)):
         (value,) = re.findall(rf"^\| {line} \| ([\d.]+) %", card, re.M)
         assert float(value) >= least
     assert "facebook/sam-vit-base" in card and "promptable_segmentation_default" in card
