@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hf_segcap import ZimConfig
+from hf_segcap import SamPromptableConfig, ZimConfig
 from hf_segcap.assets import bundled_model
 from hf_segcap.data.mattes import MatteComposites
 from hf_segcap.evaluation.matting import MattePredictor, evaluate_mattes, photograph_rows, sad_ratios
@@ -36,12 +36,15 @@ def test_files():
     assert not list(FOLDER.glob("*.bin")) and (FOLDER / "model.safetensors").exists()
 
 
-def test_it_is_the_model_of_the_recipe(matter):
+def test_it_is_the_model_of_the_recipes(matter):
     assert matter.model.dtype == torch.float32
-    config, wanted = ZimConfig.from_pretrained(FOLDER), load_recipe("image_matting_default").model.config
-    vision = load_recipe("promptable_segmentation_default").model.config["vision_config"] | wanted["vision_config"]
+    config = ZimConfig.from_pretrained(FOLDER)
+    first, second = (load_recipe(f"image_matting_default{stage}").model.config for stage in ("", "_sharp"))
+    wanted = {**first, **second}
+    segmenter = SamPromptableConfig.from_pretrained(bundled_model("promptable-segmentation")).vision_config
+    vision = segmenter.to_dict() | wanted.pop("vision_config")
+    del vision["dtype"], vision["transformers_version"]  # not of the architecture
     assert {name: getattr(config.vision_config, name) for name in vision} == vision
-    wanted = {name: value for name, value in wanted.items() if name != "vision_config"}
     assert {name: getattr(config, name) for name in wanted} == wanted
 
 
@@ -49,13 +52,13 @@ def test_mattes_are_better_than_masks(predictors):
     """A small sample of what the model card reports; the bars leave room for the size of the sample."""
     generated = evaluate_mattes(predictors, MatteComposites(12, split="held_out", seed=99), prompts=("box",))
     assert len(generated) >= 2 * 20
-    assert sad_ratios(generated)["box"]["SAM"] <= 0.92
+    assert sad_ratios(generated)["box"]["SAM"] <= 0.7
     (photograph,) = [
         result
         for result in evaluate_mattes(predictors, photograph_rows(), prompts=("box",))
         if result["model"] == "ZIM"
     ]
-    assert photograph["zim"]["sad"] < 33  # thousands of pixels
+    assert photograph["zim"]["sad"] < 31  # thousands of pixels
 
 
 def test_everything(matter):
@@ -67,5 +70,5 @@ def test_everything(matter):
 def test_model_card_states_what_was_measured():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     ratios = re.findall(r"^\| (?:generated|lemur), \w+ \| \d+ \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|", card, re.M)
-    assert len(ratios) == 4 and float(ratios[0]) <= 0.85
+    assert len(ratios) == 4 and float(ratios[0]) <= 0.6
     assert "naver-iv/zim-anything" in card and "image_matting_default" in card

@@ -271,7 +271,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             labels (B, P, h, h): target masks in {0, 1}, padded model frame at any resolution. The loss is that of
                 `config.interactive_rounds` rounds; the first uses the prompts given, or one drawn from the label.
                 With transformers' own `Trainer`, give `TrainingArguments(label_names=["labels"])`: it would
-                count `point_labels` among the labels and report no `eval_loss` without them.
+                count `point_labels` among the labels and report no `eval_loss` without them; and
+                `processing_class=processor.image_processor`: it fails with a processor that has no tokenizer.
 
         Raises:
             ValueError: for missing or contradicting inputs.

@@ -389,7 +389,8 @@ class ZimForMatting(ZimModel):
             labels (B, P, h, h): target mattes in [0, 1], padded model frame at any resolution. -1: the pixel does not count
                 (use it for padding). With transformers' own `Trainer`, give
                 `TrainingArguments(label_names=["labels"])`: it would count `point_labels` among the labels and report no
-                `eval_loss` without them.
+                `eval_loss` without them; and `processing_class=processor.image_processor`: it fails with a processor that
+                has no tokenizer.
 
         Raises:
             ValueError: for missing or contradicting inputs, or labels that are no mattes of the model frame.
