@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,16 @@ def _deciding(settings: Any) -> Any:
     attention, and where the settings were read from."""
     if not isinstance(settings, dict):
         return settings
-    unimportant = {*PreTrainedConfig().to_dict(), "image_processor_type", "processor_class"}
     return {
         name: _deciding(value)
         for name, value in settings.items()
-        if name not in unimportant and not name.startswith("_")
+        if name not in _undecisive() and not name.startswith("_")
     }
+
+
+@cache
+def _undecisive() -> frozenset[str]:
+    return frozenset((*PreTrainedConfig().to_dict(), "image_processor_type", "processor_class"))
 
 
 def check_settings(file: Path, settings: dict[str, Any]) -> None:

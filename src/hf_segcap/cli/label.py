@@ -18,7 +18,7 @@ def label(
     setting: Annotated[list[str] | None, typer.Option(help=SETTING_HELP)] = None,
 ) -> None:
     """Label all images of a folder with masks, in the format of SA-1B. Go on after an interruption by the same command."""
-    settings = generator_settings(setting or [])
+    settings = generator_settings(setting)
 
     from transformers import pipeline
 

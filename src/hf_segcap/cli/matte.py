@@ -17,7 +17,7 @@ from .options import (
     as_one_call,
     check_written,
     generator_settings,
-    numbers,
+    region_prompts,
     table,
 )
 
@@ -50,12 +50,10 @@ def matte(
     ] = None,
 ) -> None:
     """Matte regions of a picture, boxes and points in that order, or everything."""
-    prompts: list[dict[str, Any]] = [{"boxes": [numbers(value, 4, "--box")]} for value in box or []]
-    prompts += [{"points": [numbers(value, 2, "--point")]} for value in point or []]
+    prompts = region_prompts(box, point)
     if everything and prompts:
         raise ValueError("--everything takes no --box or --point: leave one of them out.")
-    if setting and prompts:
-        raise ValueError("--setting is for everything: leave the regions or the settings out.")
+    settings = generator_settings(setting, prompts)
     if alpha is not None and not prompts:
         raise ValueError("--alpha is for named objects: give --box or --point, or use --json for all mattes.")
     if out is not None and prompts and out.suffix.lower() not in _TRANSPARENT:
@@ -63,7 +61,6 @@ def matte(
             f"--out {out} cannot hold the transparency of cut-outs: give a name with {', '.join(_TRANSPARENT)}."
         )
     check_written({"--out": out, "--alpha": alpha}, {"--json": json_file})
-    settings = generator_settings(setting or [])
 
     from transformers import pipeline
 

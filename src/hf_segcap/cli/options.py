@@ -13,18 +13,31 @@ POINT_HELP = "A region by a point x,y in it, in pixels; may be repeated."
 SETTING_HELP = "An option of SAM's generator, such as points_per_side=32; may be repeated."
 
 
-def generator_settings(texts: Sequence[str]) -> dict[str, Any]:
+def region_prompts(box: Sequence[str] | None, point: Sequence[str] | None) -> list[dict[str, Any]]:
+    """One prompt per --box, then one per --point.
+
+    Raises:
+        ValueError: wrong numbers.
+    """
+    prompts: list[dict[str, Any]] = [{"boxes": [numbers(value, 4, "--box")]} for value in box or []]
+    return prompts + [{"points": [numbers(value, 2, "--point")]} for value in point or []]
+
+
+def generator_settings(texts: Sequence[str] | None, prompts: Sequence[Any] = ()) -> dict[str, Any]:
     """The options of SAM's generator from texts `name=value`.
 
     Raises:
-        ValueError: no such option.
+        ValueError: no such option, or one beside prompts, for which there is no generator.
     """
+    if texts and prompts:
+        raise ValueError("--setting is for everything: leave the regions or the settings out.")
+
     import yaml
 
     from ..everything import GeneratorSettings
 
     settings: dict[str, Any] = {}
-    for text in texts:
+    for text in texts or []:
         name, separator, value = text.partition("=")
         if not separator or name not in GeneratorSettings.names():
             known = ", ".join(GeneratorSettings.names())

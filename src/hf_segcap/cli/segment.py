@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from .options import (
     as_one_call,
     check_written,
     generator_settings,
-    numbers,
+    region_prompts,
     table,
     to_json,
 )
@@ -46,21 +46,18 @@ def segment(
     ] = None,
 ) -> None:
     """Segment regions of a picture: boxes, points and words in that order, or everything."""
-    prompts: list[dict[str, Any]] = [{"boxes": [numbers(value, 4, "--box")]} for value in box or []]
-    prompts += [{"points": [numbers(value, 2, "--point")]} for value in point or []]
+    prompts = region_prompts(box, point)
     prompts += [{"text": [value]} for value in text or []]
     if everything and prompts:
         raise ValueError("--everything takes no --box, --point or --text: leave one of them out.")
     if mask_folder is not None and prompts:
         raise ValueError("--mask-folder is for everything: leave the regions out, or use --json.")
-    if setting and prompts:
-        raise ValueError("--setting is for everything: leave the regions or the settings out.")
+    settings = generator_settings(setting, prompts)
     if refine_steps and not prompts:
         raise ValueError("--refine-steps is for named regions: everything mode has none.")
     if mask_folder is not None and mask_folder.exists():
         raise ValueError(f"--mask-folder {mask_folder} exists already: name a new one.")
     check_written({"--out": out}, {"--json": json_file})
-    settings = generator_settings(setting or [])
 
     from transformers import pipeline
 

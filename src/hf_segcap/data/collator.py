@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..masks import decode_rle
 from ..model_frame import masks_to_frame
 from ..models.sam_caption.configuration_sam_caption import TASKS
 from ..prompts import RegionPrompts, scale_prompts
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, with_objects
+from .row_collator import RowCollator, check_prompt_kinds, decode_mask, with_objects
 from .sources import check_box
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class RegionCollator(RowCollator):
                 raise ValueError(f"{name}, region {i}: phrases must be a list of at least one text, got {phrases!r}")
             sample.phrases.append(phrases[int(rng.integers(len(phrases))) if self.train else 0])
             mask = regions[i].get("mask") if masks_needed else None
-            mask = None if mask is None else np.asarray(decode_rle(mask)).astype(bool)
+            mask = None if mask is None else decode_mask(mask, f"{name}, region {i}")
             sample.masks.append(mask if mask is None or transform is None else transform.apply_mask(mask))
         return sample
 

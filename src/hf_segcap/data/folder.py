@@ -116,7 +116,7 @@ def _parse_region(region: Any, where: str, root: Path) -> dict[str, Any]:
         raise ValueError(f'{where}: expected "phrases" (a list of texts) or "phrase" (a text), got {phrases!r}')
     box = None  # around a matte: opened with its image
     if mask and "box" not in region:
-        box = [float(side) for side in _box_around(mask, where)]
+        box = _box_around(mask, where)
     elif "box" in region or not shaped:
         box = _given_box(region.get("box"), where)
     return {"box": box, "phrases": phrases, "mask": mask, "category": region.get("category"), **more}
@@ -153,12 +153,12 @@ def _box_around_matte(path: Path, where: str, size: tuple[int, int]) -> list[flo
     return box
 
 
-def _box_around(mask: dict[str, Any], where: str) -> list[int]:
+def _box_around(mask: dict[str, Any], where: str) -> list[float]:
     try:
         runs = MaskRuns.from_rles([mask])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not runs.areas()[0]:
         raise ValueError(f"{where}: the mask is empty, expected at least one pixel")
-    x0, y0, x1, y1 = runs.boxes()[0].tolist()
+    x0, y0, x1, y1 = map(float, runs.boxes()[0])
     return [x0, y0, x1 + 1, y1 + 1]

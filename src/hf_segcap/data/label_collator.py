@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..models.zim.losses import PADDING_ALPHA
 from .augmentation import LargeScaleJitter
-from .matte_collator import PADDING_ALPHA, MatteRowCollator, matte_to_frame
+from .matte_collator import MatteRowCollator, matte_to_frame
 from .matte_degradations import SGA_PROBABILITY, training_pair
 from .row_collator import check_selection, with_objects
 

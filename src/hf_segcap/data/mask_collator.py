@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..masks import decode_rle
 from ..model_frame import masks_to_frame
 from ..models.sam.interactive import BOX_NOISES, add_box_noise, pixel_centres, sample_pixels, target_boxes
 from ..prompts import PADDING_LABEL
 from .augmentation import LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, check_selection, with_objects
+from .row_collator import RowCollator, check_prompt_kinds, check_selection, decode_mask, with_objects
 
 if TYPE_CHECKING:
     from .mask_crops import MaskCropEmbedder
@@ -147,10 +146,7 @@ class MaskCollator(RowCollator):
         for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
             if len(masks) == limit:
                 break
-            try:
-                mask = np.asarray(decode_rle(regions[i]["mask"])).astype(bool)
-            except (ValueError, TypeError, LookupError) as error:
-                raise ValueError(f"{name}: a mask is no run-length code ({error})") from error
+            mask = decode_mask(regions[i]["mask"], name)
             if mask.shape != source.shape[:2]:
                 raise ValueError(
                     f"{name}: a mask has {mask.shape[0]} x {mask.shape[1]} (height x width) pixels, the image "

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..masks import decode_rle
 from ..model_frame import masks_to_frame
 from ..models.sam.interactive import pixel_centres
 from ..models.zim.losses import PADDING_ALPHA
 from ..prompts import PADDING_LABEL
 from .alpha import alpha_box, decode_alpha
 from .augmentation import JitterTransform, LargeScaleJitter
-from .row_collator import RowCollator, check_prompt_kinds, check_selection, with_objects
+from .row_collator import RowCollator, check_prompt_kinds, check_selection, decode_mask, with_objects
 
 PROMPT_KINDS = ("box", "point")
 BOX_JITTER = 0.1  # of the side
@@ -317,4 +316,4 @@ def region_matte(region: Mapping[str, Any], where: str, size: tuple[int, int]) -
         return decode_alpha(region["alpha"], where, size)
     if region.get("mask") is None:
         return None
-    return decode_alpha(np.ascontiguousarray(decode_rle(region["mask"])), where, size)
+    return decode_alpha(np.ascontiguousarray(decode_mask(region["mask"], where)), where, size)

@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
 from ..images import load_image
+from ..masks import decode_rle
 from .augmentation import JitterTransform, LargeScaleJitter
 
 logger = logging.get_logger(__name__)
@@ -77,6 +78,18 @@ class RowCollator:
         if not self.train or self.augmentation is None:
             return name, image, None
         return name, image, self.augmentation.draw((image.shape[0], image.shape[1]), rng)
+
+
+def decode_mask(mask: Any, name: str) -> np.ndarray:
+    """The mask of a region, (H, W) bool.
+
+    Raises:
+        ValueError: it is no run-length code; the message begins with `name`, the place of the region.
+    """
+    try:
+        return np.asarray(decode_rle(mask)).astype(bool)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{name}: a mask is no run-length code ({error})") from error
 
 
 def with_objects(samples: list[Sample], objects: Callable[[Sample], list]) -> list[Sample]:

@@ -191,7 +191,7 @@ class SamPromptableConfig(HubMixin, PreTrainedConfig):
         if model_type not in (None, SamConfig.model_type, cls.model_type):
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a model of type {model_type!r}, whose weights {cls.model_type!r} has only "
-                f"in part: load it as what it is."
+                "in part: load it as what it is."
             )
         if model_type != SamConfig.model_type:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

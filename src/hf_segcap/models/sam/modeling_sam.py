@@ -338,12 +338,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         self, image_embeddings, rows: PromptRows, labels: Tensor
     ) -> tuple[dict[str, Tensor], RowMasks, PromptRows]:
         """Terms, and masks of the last round with its prompts."""
-        if labels.ndim != 4 or labels.shape[:2] != rows.valid.shape or labels.shape[-2] != labels.shape[-1]:
-            raise ValueError(
-                f"labels must have shape (B, P, h, h) with (B, P) = {tuple(rows.valid.shape)}, one mask per prompt in the "
-                f"padded model frame, which is square, got {tuple(labels.shape)}. MaskCollator brings masks of images there."
-            )
-        config = self.config
+        targets, config = rows.gather_labels(labels, "mask", "MaskCollator"), self.config
         generator = None
         if self.training:
             if rows.text_embeds is not None and self.text_projection.weight.requires_grad:
@@ -353,7 +348,7 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         result = interactive_loss(
             lambda part: self.decode_rows(image_embeddings, part),
             rows,
-            rows.gather(labels),
+            targets,
             image_size=config.vision_config.image_size,
             num_rounds=config.interactive_rounds,
             all_iou=config.supervise_all_iou,

@@ -126,16 +126,19 @@ class PromptRows:
         if count == 0:
             image_index = torch.zeros(1, dtype=torch.long, device=device)
         rows = cls(valid, count, image_index, None, None, None, None)
+        has_box, has_mask, has_text = (
+            None if flags is None else flags.bool() for flags in (has_box, has_mask, has_text)
+        )
         return replace(
             rows,
             boxes=rows.gather(input_boxes),
             points=rows.gather(input_points),
             point_labels=rows.gather(point_labels),
             masks=rows.gather(input_masks),
-            has_box=rows.gather(None if has_box is None else has_box.bool()),
-            has_mask=rows.gather(None if has_mask is None else has_mask.bool()),
+            has_box=rows.gather(has_box),
+            has_mask=rows.gather(has_mask),
             text_embeds=rows.gather(text_embeds),
-            has_text=rows.gather(None if has_text is None else has_text.bool()),
+            has_text=rows.gather(has_text),
         )
 
     def __len__(self) -> int:
@@ -167,6 +170,23 @@ class PromptRows:
             return values.new_zeros((1, *values.shape[2:]))
         values = values.flatten(0, 1)
         return values if self.count == self.valid.numel() else values[self.valid.flatten()]
+
+    def gather_labels(self, labels: Tensor, kind: str, collator: str) -> Tensor:
+        """(B, P, h, h) targets -> (R, h, h).
+
+        Args:
+            kind: "mask" or "matte".
+            collator: what makes labels of the `kind`s of images.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if labels.ndim != 4 or labels.shape[:2] != self.valid.shape or labels.shape[-2] != labels.shape[-1]:
+            raise ValueError(
+                f"labels must have shape (B, P, h, h) with (B, P) = {tuple(self.valid.shape)}, one {kind} per prompt in the "
+                f"padded model frame, which is square, got {tuple(labels.shape)}. {collator} brings {kind}s of images there."
+            )
+        return self.gather(labels)
 
     def scatter(self, values: Tensor, fill: float = 0) -> Tensor:
         """(R, ...) -> (B, P, ...), padded prompts filled."""

@@ -276,13 +276,7 @@ class ZimModel(SamRegionPreTrainedModel):
         if labels is None:
             decoded = self.decode_rows(image_embeddings, detail_features, rows, selected, prompts_per_batch)
         else:
-            if labels.ndim != 4 or labels.shape[:2] != rows.valid.shape or labels.shape[-2] != labels.shape[-1]:
-                raise ValueError(
-                    f"labels must have shape (B, P, h, h) with (B, P) = {tuple(rows.valid.shape)}, one matte per prompt in the "
-                    f"padded model frame, which is square, got {tuple(labels.shape)}. MatteCollator brings mattes of images "
-                    "there."
-                )
-            targets = check_mattes(rows.gather(labels))
+            targets = check_mattes(rows.gather_labels(labels, "matte", "MatteCollator"))
             decoded = self.decode_rows(image_embeddings, detail_features, rows, prompts_per_batch=prompts_per_batch)
             terms = self._loss(decoded, targets, rows)
             decoded = RowMasks(decoded.pred_masks[:, selected].detach(), decoded.iou_scores[:, selected].detach())
