@@ -87,23 +87,33 @@ def run_two_processes(folder: Path, script: str, *options: str | Path) -> None:
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONFAULTHANDLER": "1",  # says where a process was aborted
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
     done = subprocess.run(
         [*command, *map(str, options)], env=environment, capture_output=True, text=True, timeout=240, cwd=folder
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
 
 
 # The end of a script for `run_two_processes`, after a `trainer` was made: what `assert_ranks_agree` reads.
 TRAIN_AND_REPORT = """
+    from modeling_tests.training.data import assert_gloo_has_ended
+
     trainer.train()
     metrics = trainer.evaluate()
     weights = sum(p.double().sum().item() for p in trainer.model.parameters())
     with open(f"{sys.argv[1]}/rank{trainer.args.process_index}.json", "w") as file:
         json.dump({**metrics, "world": trainer.args.world_size, "weights": weights, "losses": logged_losses(trainer)}, file)
     trainer.end()
+    assert_gloo_has_ended()
 """
+
+
+def assert_gloo_has_ended() -> None:
+    """None of its threads, which Linux names, runs any more in this process: they may abort it at its end."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in names), names
 
 
 def assert_ranks_agree(folder: Path, steps: int, *metrics: str) -> list[float]:

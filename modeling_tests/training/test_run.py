@@ -226,10 +226,15 @@ def test_several_sources_are_mixed(recipe, tmp_path, data):
 
 _SCRIPT = """
 import sys
-from hf_segcap.training.run import train
+from hf_segcap.training.run import leave_process_group, train
+from modeling_tests.training.data import assert_gloo_has_ended
 
 if __name__ == "__main__":
-    train(sys.argv[1], ["training.ddp_backend=gloo", "freeze=text_mixer", f"frozen_features={sys.argv[2]}/features"], sys.argv[2])
+    overrides = ["training.ddp_backend=gloo", "freeze=text_mixer", f"frozen_features={sys.argv[2]}/features"]
+    train(sys.argv[1], overrides, sys.argv[2])
+    train(sys.argv[1], overrides, f"{sys.argv[2]}_again")
+    leave_process_group()
+    assert_gloo_has_ended()
 """
 
 
@@ -239,8 +244,10 @@ def test_two_processes(recipe, tmp_path):
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"damaged")
     run_two_processes(tmp_path, _SCRIPT, tmp_path / "recipe.yaml", tmp_path / "out")
-    assert not damaged.exists() and len(history(tmp_path / "out")) == 4
-    saved_model(tmp_path / "out")
+    assert not damaged.exists()
+    for output in ("out", "out_again"):
+        assert len(history(tmp_path / output)) == 4
+        saved_model(tmp_path / output)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the folder.")] = False,
 ) -> None:
     """Train a model as a recipe says. Runs under torchrun, too."""
+    from ..training.run import leave_process_group
     from ..training.run import train as run
 
     run(recipe, override or (), output, resume)
+    leave_process_group()

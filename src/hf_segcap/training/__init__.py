@@ -3,7 +3,7 @@
 
 from .features import FeatureCache
 from .recipe import Recipe, load_recipe
-from .run import train
+from .run import leave_process_group, train
 from .trainer import SegCapTrainer, caption_metrics, decode_captions
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SegCapTrainer",
     "caption_metrics",
     "decode_captions",
+    "leave_process_group",
     "load_recipe",
     "train",
 ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ def train(
 ) -> dict[str, float]:
     """Trains what a recipe describes and saves model, processor and the complete recipe in `output`.
 
-    Works under `torchrun`. With LoRA, `output` holds the merged model and `output/adapter` the adapter.
+    Works under `torchrun`; end such a script with [`leave_process_group`]. With LoRA, `output` holds the merged model and
+    `output/adapter` the adapter.
 
     Args:
         recipe: a YAML file, the name of a bundled recipe, or its content.
@@ -96,6 +98,13 @@ def train(
         trainer.save_metrics("final", metrics, combined=False)
     trainer.save_state()
     return metrics
+
+
+def leave_process_group() -> None:
+    """Ends what `torchrun` began, as the last thing a script does after [`train`]: see [`SegCapTrainer.end`]."""
+    gc.collect()  # wrapped models, which hold the group
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_rows(task: Task, rows: Any) -> None:

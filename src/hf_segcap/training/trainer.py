@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -140,6 +141,14 @@ class SegCapTrainer(Trainer):
             self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def end(self) -> None:
+        """As `Trainer.end`: call it last. Beyond the process group it ends the threads of gloo, which live as long as the
+        wrapped model: while they hold a tensor they abort a process that ends, be its training ever so successful."""
+        super().end()
+        self.accelerator.free_memory()
+        self.model_wrapped = self.model
+        gc.collect()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._evaluation_collator():
