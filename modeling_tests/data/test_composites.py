@@ -2,8 +2,10 @@
 import numpy as np
 import pytest
 
+from hf_segcap.data import composites
 from hf_segcap.data.composites import CompositeRegions, compose, visible_masks
 from hf_segcap.data.describe import RegionWords
+from hf_segcap.data.photographs import load_photograph
 from hf_segcap.masks import decode_rle
 
 pytest.importorskip("skimage", reason="the photographs come with scikit-image")
@@ -70,6 +72,25 @@ def test_a_share_of_rows_are_scenes():
     assert 15 <= scenes <= 45
 
 
+def test_rows_of_few_photographs(monkeypatch):
+    used = []
+
+    def load(name):
+        used[-1].add(name)
+        return load_photograph(name)
+
+    monkeypatch.setattr(composites, "load_photograph", load)
+    for few in (None, 1, 2):
+        data = rows(split="train", texture_share=0.0, photographs_per_row=few)
+        most = 0
+        for index in range(15):
+            used.append(set())
+            data.draw(np.random.default_rng(index))
+            most = max(most, len(used[-1]))
+        assert most == few or (few is None and most > 2)
+    assert len(set().union(*used[15:30])) > 2  # other ones in other rows
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -77,6 +98,7 @@ def test_a_share_of_rows_are_scenes():
         ({"min_size": 300}, "min_size"),
         ({"max_objects": 0}, "max_objects"),
         ({"scene_share": 1.5}, "shares"),
+        ({"photographs_per_row": 0}, "photographs_per_row"),
     ],
 )
 def test_bad_settings(options, message):

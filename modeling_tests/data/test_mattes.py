@@ -98,6 +98,19 @@ def test_most_objects_differ_from_what_is_behind_them():
     assert np.mean(np.array(differences) > 15) > 0.8
 
 
+def test_pied_objects_have_patches_of_other_colours():
+    def spread(share):
+        data, found = rows(max_objects=1, kinds={"fur": 1, "solid": 1}, pied_share=share), []
+        for index in range(30):
+            _, layers = data.draw(np.random.default_rng(index))
+            found += [layer.fill[layer.alpha > 0.5].std(axis=0).mean() for layer in layers]
+        return np.mean(found)
+
+    assert spread(1.0) > 1.3 * spread(0.0)
+    glass = rows(kinds={"glass": 1}), rows(kinds={"glass": 1}, pied_share=1.0)
+    assert glass[0][2]["image"].tobytes() == glass[1][2]["image"].tobytes()
+
+
 def test_all_kinds_are_drawn_and_listed_as_a_source():
     data = load_source("mattes", n=60, split="train", seed=1, max_objects=4, min_size=64, max_size=96)
     assert {region["category"] for index in range(60) for region in data[index]["regions"]} == set(KINDS)
@@ -112,6 +125,7 @@ def test_all_kinds_are_drawn_and_listed_as_a_source():
         ({"max_objects": 0}, "max_objects"),
         ({"kinds": {"smoke": 1}}, "kinds"),
         ({"kinds": {"hair": 0}}, "kinds"),
+        ({"pied_share": 2}, "pied_share"),
     ],
 )
 def test_bad_settings(options, message):

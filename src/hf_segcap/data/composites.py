@@ -103,6 +103,8 @@ class CompositeRegions(Dataset):
         n: number of rows.
         split: "train" or "held_out": the photographs used, see `hf_segcap.data.photographs`.
         photographs: a folder of photographs of yours, used beside those of the split "train".
+        photographs_per_row: a row is made of pieces of so many photographs, drawn anew for each row, so that objects often
+            look like what is behind them; None: of any.
         seed: of all random decisions.
         min_size, max_size: longest side in pixels; the shorter one is 0.6 to 1 times as long.
         max_objects: objects drawn, at most, parts not counted.
@@ -126,16 +128,19 @@ class CompositeRegions(Dataset):
         scene_share: float = 0.25,
         min_pixels: int = 100,
         photographs: str | Path | None = None,
+        photographs_per_row: int | None = None,
     ) -> None:
         if not 32 <= min_size <= max_size or max_objects < 1 or min_pixels < 1:
             raise ValueError(
                 "expected 32 <= min_size <= max_size, max_objects >= 1 and min_pixels >= 1, got "
                 f"{min_size}, {max_size}, {max_objects} and {min_pixels}"
             )
+        if photographs_per_row is not None and photographs_per_row < 1:
+            raise ValueError(f"photographs_per_row must be None or at least 1, got {photographs_per_row}")
         if not 0 <= texture_share <= 1 or not 0 <= scene_share <= 1:
             raise ValueError(f"expected shares in [0, 1], got texture {texture_share} and scene {scene_share}")
         self.n, self.split, self.seed = n, split, seed
-        self.photographs = photograph_names(split, photographs)
+        self.photographs, self.photographs_per_row = photograph_names(split, photographs), photographs_per_row
         self.min_size, self.max_size, self.max_objects = min_size, max_size, max_objects
         self.texture_share, self.scene_share, self.min_pixels = texture_share, scene_share, min_pixels
         self._scenes = SyntheticRegions(n, seed=seed, min_size=min_size, max_size=max_size)
@@ -176,12 +181,16 @@ class CompositeRegions(Dataset):
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Layer]]:
         """A background (H, W, 3) float32 and the layers to lay over it, parts right after their whole."""
         height, width = draw_size(rng, self.min_size, self.max_size)
-        background = draw_background(rng, self.photographs, (height, width))
+        photographs = self.photographs
+        if self.photographs_per_row is not None:
+            chosen = rng.integers(len(photographs), size=self.photographs_per_row)
+            photographs = tuple(photographs[i] for i in chosen)
+        background = draw_background(rng, photographs, (height, width))
         layers: list[Layer] = []
         for _ in range(int(rng.integers(1, self.max_objects + 1))):
             radius = np.exp(rng.uniform(*np.log(_SIZE_RANGE))) * min(height, width)
             centre = rng.uniform(0.02, 0.98, 2) * (height, width)
-            layer = self._layer(rng, background, centre, radius)
+            layer = self._layer(rng, photographs, background, centre, radius)
             if layer is None:
                 continue
             layers.append(layer)
@@ -189,9 +198,8 @@ class CompositeRegions(Dataset):
                 ys, xs = np.nonzero(layer.alpha > 0.5)
                 inside = int(rng.integers(len(ys)))
                 centre = np.array([layer.top + ys[inside], layer.left + xs[inside]], dtype=np.float64)
-                part = self._layer(
-                    rng, background, centre, radius * rng.uniform(*_PART_RANGE), (len(layers) - 1, layer)
-                )
+                part_radius = radius * rng.uniform(*_PART_RANGE)
+                part = self._layer(rng, photographs, background, centre, part_radius, (len(layers) - 1, layer))
                 if part is not None:
                     layers.append(part)
         return background, layers
@@ -199,6 +207,7 @@ class CompositeRegions(Dataset):
     def _layer(
         self,
         rng: np.random.Generator,
+        photographs: Sequence[str],
         background: np.ndarray,
         centre: np.ndarray,
         radius: float,
@@ -222,7 +231,7 @@ class CompositeRegions(Dataset):
                 return None
         for _ in range(3):
             texture = str(rng.choice(TEXTURE_PATTERNS)) if rng.random() < self.texture_share else ""
-            fill = draw_fill(rng, self.photographs, texture, (height, width))
+            fill = draw_fill(rng, photographs, texture, (height, width))
             if np.abs(fill.mean(axis=(0, 1)) - under.mean(axis=(0, 1))).max() > MIN_CONTRAST:
                 break
         return Layer(top, left, alpha, fill, outline, texture, None if whole is None else whole[0])

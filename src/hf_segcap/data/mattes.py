@@ -89,6 +89,7 @@ class MatteComposites(Dataset):
         n: number of rows.
         split: "train" or "held_out": the photographs used, see `hf_segcap.data.photographs`.
         photographs: a folder of photographs of yours, used beside those of the split "train".
+        pied_share: probability of patches of other colours on an object that is not glass, as on the coat of a pied animal.
         seed: of all random decisions.
         min_size, max_size: longest side in pixels; the shorter one is 0.6 to 1 times as long.
         max_objects: objects drawn, at most.
@@ -111,6 +112,7 @@ class MatteComposites(Dataset):
         kinds: Mapping[str, float] | None = None,
         min_pixels: int = 60,
         photographs: str | Path | None = None,
+        pied_share: float = 0.0,
     ) -> None:
         if not 32 <= min_size <= max_size or max_objects < 1 or min_pixels < 1:
             raise ValueError(
@@ -120,8 +122,10 @@ class MatteComposites(Dataset):
         odds = _KIND_ODDS if kinds is None else dict(kinds)
         if set(odds) - set(KINDS) or min(odds.values(), default=0) < 0 or not sum(odds.values()) > 0:
             raise ValueError(f"kinds must give odds for some of {KINDS}, got {odds}")
+        if not 0 <= pied_share <= 1:
+            raise ValueError(f"pied_share must lie in [0, 1], got {pied_share}")
         self.n, self.split, self.seed = n, split, seed
-        self.photographs = photograph_names(split, photographs)
+        self.photographs, self.pied_share = photograph_names(split, photographs), pied_share
         self.min_size, self.max_size, self.max_objects = min_size, max_size, max_objects
         self.min_pixels = min_pixels
         self.kinds = {kind: value / sum(odds.values()) for kind, value in odds.items()}
@@ -174,6 +178,8 @@ class MatteComposites(Dataset):
         under = background[place].mean(axis=(0, 1))
         for _ in range(3):
             fill = self._fill(rng, kind, (height, width))
+            if kind != "glass" and self.pied_share and rng.random() < self.pied_share:
+                fill = self._pied(rng, kind, fill, (height, width))
             if drawn.tone is not None:
                 fill = fill * drawn.tone[..., None]
             if drawn.motion is not None:
@@ -192,6 +198,16 @@ class MatteComposites(Dataset):
             return random_colour(rng)[None, None].astype(np.float32)
         texture = str(rng.choice(TEXTURE_PATTERNS)) if rng.random() < _TEXTURE_SHARE else ""
         return draw_fill(rng, self.photographs, texture, size)
+
+    def _pied(self, rng: np.random.Generator, kind: str, fill: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """(h, w, 3) float32: the fill with 1 to 4 patches of others of its kind on it."""
+        fill = np.broadcast_to(fill, (*size, 3))
+        for _ in range(int(rng.integers(1, 5))):
+            canvas = Canvas(size, (0, 0))
+            canvas.shape(draw_outline(rng, "blob", rng.random(2) * size, rng.uniform(0.15, 0.5) * max(size)))
+            cover = _blurred(canvas.coverage(), rng.uniform(0.3, 4))[..., None]
+            fill = fill + cover * (self._fill(rng, kind, size) - fill)
+        return fill
 
     def texts(self) -> Iterator[str]:
         """None: the regions have no words."""
