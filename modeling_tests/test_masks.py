@@ -97,6 +97,12 @@ def test_damaged_rle(rle):
         decode_rle(rle)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16])
+def test_tensors_of_any_type_are_encoded(dtype):
+    mask = torch.eye(5)[:, :4].to(dtype)
+    assert encode_rle(mask) == MaskRuns.encode(mask[None]).to_coco()[0] == encode_rle(mask.bool().numpy())
+
+
 def test_encode_wants_one_mask():
     with pytest.raises(ValueError, match="one by one"):
         encode_rle(np.zeros((2, 3, 3), bool))

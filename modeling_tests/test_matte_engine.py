@@ -17,7 +17,7 @@ from hf_segcap.data.matte_collator import MatteCollator
 from hf_segcap.data.sources import load_source
 from hf_segcap.masks import decode_rle, encode_rle
 from hf_segcap.matte_engine import convert_masks, label_mattes
-from hf_segcap.records import write_sa1b
+from hf_segcap.records import list_sa1b, write_sa1b
 from modeling_tests.tiny import (
     random_image,
     tiny_label_converter,
@@ -212,6 +212,15 @@ def test_wrong_use(converter, sa1b, tmp_path):
             call()
 
 
+def test_mattes_may_lie_beside_the_masks(converter, sa1b):
+    shards = label_mattes(*converter, sa1b, sa1b, progress=False)
+    before = [path.name for path in list_sa1b(sa1b)]
+    assert label_mattes(*converter, sa1b, sa1b, progress=False) == shards
+    assert before == [path.name for path in list_sa1b(sa1b)] and all(name.startswith("sa_") for name in before)
+    (sa1b / "._sa_1.json").write_bytes(b"of another program")
+    assert len(list_sa1b(sa1b)) == len(before)
+
+
 def test_command(converter, sa1b, tmp_path):
     for part in converter:
         part.save_pretrained(tmp_path / "model")
@@ -219,7 +228,7 @@ def test_command(converter, sa1b, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--limit", "2", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert len(load_source("sa1b_mattes", root=str(tmp_path / "out"))) == 2
-    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    settings = json.loads((tmp_path / "out" / ".matte_settings").read_text())
     assert settings["bits"] == 8 and len(settings["converter"]) == 64
     with zipfile.ZipFile(next((tmp_path / "out").glob("*.zip"))) as shard, shard.open("sa_0/0.png") as file:
         assert Image.open(file).size == (60, 44)

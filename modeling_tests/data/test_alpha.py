@@ -32,6 +32,7 @@ def test_arrays_have_the_range_of_their_type(ramp):
     np.testing.assert_allclose(decode_alpha((ramp * 65535).astype(np.uint16)), ramp, atol=1 / 65535)
     assert decode_alpha(ramp > 0.5).sum() == (ramp > 0.5).sum()
     np.testing.assert_array_equal(decode_alpha(torch.from_numpy(ramp)), ramp)
+    np.testing.assert_allclose(decode_alpha(torch.from_numpy(ramp).bfloat16().requires_grad_()), ramp, atol=1 / 256)
 
 
 def test_pictures_and_files(ramp, tmp_path):

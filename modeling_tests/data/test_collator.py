@@ -12,6 +12,9 @@ from modeling_tests.tiny import IMAGE_SIZE, LOW_RES_MASK_SIZE, random_image, tin
 WORDS = ["red", "green", "blue", "yellow", "white", "black", "grey", "brown"]
 
 
+HALF_SIZE = encode_rle(np.ones((22, 30), dtype=bool))
+
+
 def region(box, *phrases, **extra):
     return {"box": list(box), "phrases": list(phrases) or ["a cat"], "mask": None, "category": None, **extra}
 
@@ -127,6 +130,19 @@ def test_draws_depend_on_seed_epoch_and_content_only(processor):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["pixel_values"], draw(0, 2)["pixel_values"])
     assert not torch.equal(first["pixel_values"], draw(1, 1)["pixel_values"])
+
+
+def test_rows_without_ids_and_boxes_have_draws_of_their_own(processor, tmp_path):
+    def seed(image):
+        collator = RegionCollator(processor)
+        collator.set_epoch(0)
+        return collator.generator([{"image": image, "regions": [{}]}]).random()
+
+    images = [random_image(number, (44, 60)) for number in range(3)]
+    assert (
+        len({seed(image) for image in images}) == len({seed(name) for name in ("a.png", tmp_path / "b.png")}) + 1 == 3
+    )
+    assert seed(images[0]) == seed(images[0].copy())
 
 
 def test_without_epochs_the_draws_still_vary(processor):
@@ -254,11 +270,15 @@ def test_bad_settings_are_refused(processor, kwargs, message):
         (row(7, [region((1, 2, 30, 40), "a"), {**region((1, 2, 30, 40)), "phrases": "red"}]), "region 1: phrases"),
         (row(7, [{**region((1, 2, 30, 40)), "phrases": []}]), "region 0: phrases"),
         (row(7, many(1), task="x"), "row 0 of the batch .image_id=7.: task"),
+        (
+            row(7, [region((1, 2, 30, 40), mask=HALF_SIZE)]),
+            "region 0: a mask has 22 x 30 .* pixels, the image 44 x 60",
+        ),
     ],
 )
 def test_bad_rows_name_the_place(processor, bad, message):
     with pytest.raises(ValueError, match=message):
-        RegionCollator(processor)([bad])
+        RegionCollator(processor, with_masks=True)([bad])
 
 
 def test_an_empty_list_of_rows_is_refused(processor):

@@ -51,6 +51,8 @@ def test_a_mask_alone_is_a_region(folder):
     mask[5:9, 10:30] = 1
     row = RegionFolder(folder({"image": "a.png", "regions": [{"mask": encode_rle(mask)}]}))[0]
     assert row["regions"][0]["box"] == [10, 5, 30, 9] and row["regions"][0]["phrases"] == []
+    table = [{"mask": encode_rle(mask), "box": None, "phrases": None, "phrase": None, "alpha": None, "category": None}]
+    assert RegionFolder(folder({"image": "a.png", "regions": table}))[0]["regions"] == row["regions"]
     for damaged, message in (({"size": [44, 60], "counts": "~~"}, "RLE"), (encode_rle(mask * 0), "empty")):
         with pytest.raises(ValueError, match=f"line 1, region 0: .*{message}"):
             RegionFolder(folder({"image": "a.png", "regions": [{"mask": damaged}]}))

@@ -25,6 +25,7 @@ def test_word_accuracy():
         "whole caption": 0.25,
         "well formed": 0.75,
     }
+    assert word_accuracy([TRUE, "an object"], ["an object"] * 2)["whole caption"] == 0.5
     with pytest.raises(ValueError, match="as many captions as truths"):
         word_accuracy([TRUE], [])
     with pytest.raises(ValueError, match="at least one"):

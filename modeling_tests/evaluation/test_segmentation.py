@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_segcap.evaluation import segmentation
 from hf_segcap.evaluation.segmentation import evaluate_masks, evaluate_text, farthest_error_points, farthest_points
-from hf_segcap.masks import encode_rle
+from hf_segcap.masks import encode_rle, upscale_masks
 from hf_segcap.models.sam.mask_decoder import RowMasks
 from hf_segcap.training.tiny_clip import colour_and_shape
 from modeling_tests.tiny import IMAGE_SIZE, random_image, tiny_processor
@@ -159,6 +160,22 @@ def test_bad_settings_are_refused(processor, rows):
         evaluate_masks(Oracle(), processor, rows, box_noise="some")
     with pytest.raises(ValueError, match="nothing to measure"):
         evaluate_masks(Oracle(), processor, rows[1:])
+    with pytest.raises(ValueError, match="image 0: a mask has 64 x 64 .* the image 60 x 44"):
+        evaluate_masks(Oracle(), processor, [{**rows[0], "image": random_image(0, (44, 60))}])
+
+
+def test_many_objects_are_measured_a_few_at_a_time(processor, rows, monkeypatch):
+    rows = [{**rows[0], "regions": rows[0]["regions"][:1] * 5}]
+    whole, seen = evaluate_masks(Oracle(preferred=1), processor, rows, num_points=(1, 2)), []
+
+    def upscale(low_res, *sizes):
+        seen.append(len(low_res))
+        return upscale_masks(low_res, *sizes)
+
+    monkeypatch.setattr(segmentation, "upscale_masks", upscale)
+    monkeypatch.setattr(segmentation, "_PIXELS_AT_ONCE", 2 * 64 * 64)
+    assert evaluate_masks(Oracle(preferred=1), processor, rows, num_points=(1, 2)) == whole
+    assert max(seen) == 2
 
 
 def scene(phrases, side=8):
@@ -172,6 +189,7 @@ def test_text_is_asked_for_objects_with_a_name_of_their_own():
     red, blue = "a small red plain round region at the top", "a large blue plain square region at the left"
     rows = [scene([red, blue, blue]), scene([blue, "something else", red]), scene([blue, blue])]
     rows[1]["regions"][2]["mask"] = None
+    rows[2]["regions"] += [{"mask": rows[2]["regions"][0]["mask"], **words} for words in ({"phrases": []}, {})]
     asked = []
 
     def segmenter(image, text):

@@ -125,6 +125,37 @@ def test_a_run_can_be_repeated_and_resumed(recipe, tmp_path):
     assert all(torch.allclose(left[name], right[name], atol=1e-5) for name in left)
 
 
+def test_incomplete_checkpoints_are_passed_over(recipe, tmp_path, caplog):
+    """A run that is killed while it writes a checkpoint goes on from the one before."""
+    train(recipe, [], tmp_path)
+    losses, last = history(tmp_path), tmp_path / "checkpoint-4"
+    for damage in ("cut", "missing"):
+        if damage == "cut":
+            (last / "trainer_state.json").write_text('{"best_metric": nu')
+        else:
+            (last / "trainer_state.json").unlink()
+        caplog.clear()
+        train(recipe, [], tmp_path, resume=True)
+        assert "checkpoint-4 is incomplete" in caplog.text
+        assert history(tmp_path) == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_resumed_run_keeps_its_recipe(recipe, tmp_path):
+    train(recipe, ["training.max_steps=2"], tmp_path)
+    before = (tmp_path / "recipe.yaml").read_text()
+    for option, name in (
+        ("seed=7", "seed"),
+        ("training.learning_rate=0.5", "training.learning_rate"),
+        ("collator.max_regions=1", "collator.max_regions"),
+        ("data.train.0.args.limit=2", "data.train.0.args.limit"),
+    ):
+        with pytest.raises(ValueError, match=rf"another recipe \({name} in recipe.yaml\)"):
+            train(recipe, ["training.max_steps=2", option], tmp_path, resume=True)
+    assert (tmp_path / "recipe.yaml").read_text() == before
+    train(recipe, ["training.max_steps=3", "training.save_steps=1", "evaluation.max_rows=1"], tmp_path, resume=True)
+    assert len(history(tmp_path)) == 3 and load_recipe(tmp_path / "recipe.yaml").training["max_steps"] == 3
+
+
 def test_frozen_features_do_not_change_the_losses(recipe, tmp_path):
     options = ["freeze=text_mixer", "evaluation.generate=false"]
     train(recipe, options, tmp_path / "a")
@@ -146,7 +177,8 @@ def test_lora_saves_adapter_and_merged_model(recipe, tmp_path):
     assert "language_model.transformer.h.0.attn.c_attn.weight" in changed
     assert all(name.startswith(merged.text_mixer_modules) or ".c_" in name for name in changed)
     assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").exists()
-    train(recipe, ["freeze=text_mixer+lora", "lora.r=2", "training.max_steps=5"], tmp_path, resume=True)
+    longer = ["freeze=text_mixer+lora", "lora.r=2", "training.learning_rate=1e-2", "training.max_steps=5"]
+    train(recipe, longer, tmp_path, resume=True)
     assert len(history(tmp_path)) == 5
 
 
@@ -226,13 +258,15 @@ def test_several_sources_are_mixed(recipe, tmp_path, data):
 
 _SCRIPT = """
 import sys
+from hf_segcap import SamCaptionForRegionCaptioning
 from hf_segcap.training.run import leave_process_group, train
 from modeling_tests.training.data import assert_gloo_has_ended
 
 if __name__ == "__main__":
     overrides = ["training.ddp_backend=gloo", "freeze=text_mixer", f"frozen_features={sys.argv[2]}/features"]
-    train(sys.argv[1], overrides, sys.argv[2])
-    train(sys.argv[1], overrides, f"{sys.argv[2]}_again")
+    for output in (sys.argv[2], f"{sys.argv[2]}_again"):
+        train(sys.argv[1], overrides, output)
+        SamCaptionForRegionCaptioning.from_pretrained(output)  # both processes find it complete
     leave_process_group()
     assert_gloo_has_ended()
 """
@@ -308,6 +342,14 @@ def test_numbers_are_read_as_people_write_them(recipe):
 def test_a_recipe_survives_being_written(recipe):
     parsed = load_recipe(recipe, ["large_scale_jitter.max_scale=1.5", "seed=7"])
     assert load_recipe(yaml.safe_load(dump_recipe(parsed))) == parsed
+
+
+def test_recipes_of_python_values(recipe, data):
+    source = {"source": "folder", "args": {"root": Path(data), "limit": np.int64(2)}}
+    parsed = load_recipe({**recipe, "data": {"train": (source,)}})
+    assert parsed.data.train[0].args == {"root": str(data), "limit": 2}
+    with pytest.raises(ValueError, match="recipe: .*object"):
+        load_recipe({**recipe, "seed": object()})
 
 
 def test_missing_and_broken_files(tmp_path):

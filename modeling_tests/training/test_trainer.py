@@ -4,6 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from hf_segcap.data.augmentation import LargeScaleJitter
@@ -195,6 +196,40 @@ def test_eval_loss_equals_the_models_loss(tmp_path, processor):
     with torch.no_grad():
         expected = trainer.model.eval()(**batch).loss.item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_eval_loss_is_the_mean_over_objects(tmp_path, processor):
+    """Whatever the batches: images without objects do not count, those with many count as much as their objects."""
+    rows = make_rows(3)
+    rows[0]["regions"], rows[1]["regions"] = [], rows[1]["regions"][:1]
+    assert len(rows[2]["regions"]) > 1
+    collator = RegionCollator(processor, train=False)
+    losses = []
+    for size in (1, 3):
+        trainer = make_trainer(
+            tmp_path, processor, eval_dataset=rows, options={"per_device_eval_batch_size": size, "eval_strategy": "no"}
+        )
+        losses.append(trainer.evaluate()["eval_loss"])
+    with torch.no_grad():
+        model = trainer.model.eval()
+        one, many = (model(**collator([row])).loss.item() for row in rows[1:])
+    count = len(rows[2]["regions"])
+    assert losses[0] == pytest.approx((one + count * many) / (1 + count), rel=1e-4)
+    assert losses[1] == pytest.approx(model(**collator(rows)).loss.item(), rel=1e-4)
+    assert np.isnan(trainer.evaluate(rows[:1])["eval_loss"])
+
+
+def test_epochs_of_data_without_a_length(tmp_path, processor):
+    collator, seen = RegionCollator(processor), []
+    collator.set_epoch = seen.append
+    rows = make_rows(4)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(rows)
+
+    make_trainer(tmp_path, processor, rows=Stream(), collator=collator, options={"max_steps": 6}).train()
+    assert seen == [0, 1, 2]
 
 
 def test_predict_without_generation_returns_the_outputs(tmp_path, processor):

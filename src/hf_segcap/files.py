@@ -26,9 +26,18 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def by_number(path: Path) -> tuple[int, str]:
+    """Sorts files by the number in their name: "sa_9.json" comes before "sa_10.json"."""
+    digits = "".join(character for character in path.stem if character.isascii() and character.isdigit())
+    return int(digits or 0), path.stem
+
+
 def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
     """The path as files in `folder` name it, with slashes on every system."""
-    return Path(os.path.relpath(path, folder)).as_posix()
+    path = Path(path)
+    # Of folders that are links, the one behind the link counts: that is where ".." leads from. A file keeps its name.
+    real = Path(os.path.realpath(path.parent)) / path.name
+    return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 
 @contextmanager

@@ -455,7 +455,7 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
 
 
 def _one_mask(mask: np.ndarray | torch.Tensor) -> np.ndarray:
-    array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    array = (mask != 0).cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     if array.ndim != 2:
         raise ValueError(f"`mask` must have the shape (height, width), got {array.shape}: give masks one by one.")
     return array[None]
@@ -480,7 +480,7 @@ def _column_changes(masks: np.ndarray | torch.Tensor) -> np.ndarray:
         padded = F.pad(masks != 0, (0, 0, 1, 1))
         places = (padded[:, 1:] ^ padded[:, :-1]).flatten().nonzero()[:, 0].cpu().numpy()
     else:
-        array = np.asarray(masks)
+        array = (masks != 0).numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)
         array = array if array.dtype == bool else array != 0
         total = count * (height + 1) * width
         flat = np.zeros(-(-total // 8) * 8, bool)

@@ -36,6 +36,7 @@ from .resume import check_settings, fingerprint
 logger = logging.get_logger(__name__)
 
 MASKS_AT_ONCE = 16  # given to the model, which may split them further
+SETTINGS_FILE = ".matte_settings"  # in the folder of the shards; hidden, as `root` may be the same one
 FLUSH_SECONDS = 60.0  # after which an unfinished shard is written: at most so much work is lost by a crash
 
 
@@ -120,7 +121,7 @@ def label_mattes(
         )
     output = Path(output)
     rows = SA1BRegions(Path(root), max_area, limit)
-    check_settings(output / "settings.json", {"converter": fingerprint(model, processor), "bits": bits})
+    check_settings(output / SETTINGS_FILE, {"converter": fingerprint(model, processor), "bits": bits})
     done = {name for path in output.glob("*.zip") for name in shard_rows(path)}
     mine = [i for i in range(process_index, len(rows), num_processes) if rows.files[i].stem not in done]
     writer = _ShardWriter(output, images_per_shard)

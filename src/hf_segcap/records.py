@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from .everything import MaskProposals
-from .files import IMAGE_SUFFIXES, atomic_path
+from .files import IMAGE_SUFFIXES, atomic_path, by_number
 from .masks import MaskRuns, decode_rle, upscale_masks
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -192,22 +192,17 @@ def _runs_of(segmentation: Any, where: str) -> MaskRuns:
 
 
 def list_sa1b(path: str | os.PathLike[str]) -> list[Path]:
-    """The json files of a folder in the order of their names (numbers by value), or the one file itself.
+    """The json files of a folder, without hidden ones, in the order of their names (numbers by value), or the one file itself.
 
     Raises:
         ValueError: no such file or folder, or a folder without json files.
     """
     path = Path(path)
-    files = sorted(path.glob("*.json"), key=by_number) if path.is_dir() else [path]
+    found = (file for file in path.glob("*.json") if file.name[0] != ".")  # hidden ones are of other programs
+    files = sorted(found, key=by_number) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"there are no masks at {path}: expected a json file of SA-1B or a folder of such files")
     return files
-
-
-def by_number(path: Path) -> tuple[int, str]:
-    """Sorts files by the number in their name: "sa_9.json" comes before "sa_10.json"."""
-    digits = "".join(character for character in path.stem if character.isascii() and character.isdigit())
-    return int(digits or 0), path.stem
 
 
 def read_sa1b(path: str | os.PathLike[str], max_area: float | None = None) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def decode_alpha(alpha: Any, name: str = "alpha", size: tuple[int, int] | None =
     elif isinstance(alpha, Image.Image):
         matte = _from_picture(alpha)
     elif isinstance(alpha, (np.ndarray, torch.Tensor)):
-        values = alpha.detach().cpu().numpy() if isinstance(alpha, torch.Tensor) else alpha
+        values = _to_numpy(alpha) if isinstance(alpha, torch.Tensor) else alpha
         matte = _from_array(values, name)
     else:
         raise TypeError(f"{name}: expected {_EXPECTED}, got {type(alpha).__name__}.")
@@ -103,6 +103,11 @@ def alpha_region(
         raise ValueError("the matte is 0 everywhere: there is no object")
     mask = encode_rle(matte > MASK_ALPHA)
     return {"box": box, "phrases": [], "mask": mask, "category": category, "alpha": alpha}
+
+
+def _to_numpy(alpha: torch.Tensor) -> np.ndarray:
+    alpha = alpha.detach().cpu()
+    return (alpha.float() if alpha.is_floating_point() else alpha).numpy()  # numpy has no bfloat16
 
 
 def _from_picture(picture: Image.Image) -> np.ndarray:

@@ -135,6 +135,7 @@ class RegionCollator(RowCollator):
         task = _task_index(row.get("task") or self.task, name)
         kept = list(range(len(regions)))
         masks_needed = self.with_masks or "point" in self.prompt_kinds
+        source_size = image.shape[:2]
 
         if transform is not None:
             image = transform.apply_image(image)
@@ -158,7 +159,7 @@ class RegionCollator(RowCollator):
                 raise ValueError(f"{name}, region {i}: phrases must be a list of at least one text, got {phrases!r}")
             sample.phrases.append(phrases[int(rng.integers(len(phrases))) if self.train else 0])
             mask = regions[i].get("mask") if masks_needed else None
-            mask = None if mask is None else decode_mask(mask, f"{name}, region {i}")
+            mask = None if mask is None else decode_mask(mask, f"{name}, region {i}", source_size)
             sample.masks.append(mask if mask is None or transform is None else transform.apply_mask(mask))
         return sample
 

@@ -101,6 +101,9 @@ def _parse_line(line: str, where: str, root: Path, index: int) -> dict[str, Any]
 def _parse_region(region: Any, where: str, root: Path) -> dict[str, Any]:
     if not isinstance(region, dict):
         raise ValueError(f'{where}: expected an object with "box" and "phrases", got {region!r}')
+    region = {
+        name: value for name, value in region.items() if value is not None
+    }  # tables fill their columns with null
     unknown = sorted(set(region) - _REGION_FIELDS)
     if unknown:
         logger.warning_once(

@@ -146,16 +146,11 @@ class MaskCollator(RowCollator):
         for i in rng.permutation(len(regions)) if self.train else range(len(regions)):
             if len(masks) == limit:
                 break
-            mask = decode_mask(regions[i]["mask"], name)
-            if mask.shape != source.shape[:2]:
-                raise ValueError(
-                    f"{name}: a mask has {mask.shape[0]} x {mask.shape[1]} (height x width) pixels, the image "
-                    f"{source.shape[0]} x {source.shape[1]}"
-                )
+            mask = decode_mask(regions[i]["mask"], name, source.shape[:2])
             shown = mask if transform is None else transform.apply_mask(mask)
             if self.min_area <= shown.sum() and max(mask.mean(), shown.mean()) <= self.max_area:
                 masks.append(shown)
-                source_masks.append(mask)
+                source_masks.append(shown if self.text_embedder is None else mask)  # only the embedder reads them
         if self.train:
             masks, source_masks = masks * self.prompts_per_mask, source_masks * self.prompts_per_mask
         kinds = np.array([""] * len(masks))

@@ -316,4 +316,4 @@ def region_matte(region: Mapping[str, Any], where: str, size: tuple[int, int]) -
         return decode_alpha(region["alpha"], where, size)
     if region.get("mask") is None:
         return None
-    return decode_alpha(np.ascontiguousarray(decode_mask(region["mask"], where)), where, size)
+    return decode_mask(region["mask"], where, size).astype(np.float32)

@@ -21,8 +21,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..files import by_number
 from ..images import load_image
-from ..records import by_number
 
 
 def shard_rows(path: Path) -> list[str]:

@@ -221,7 +221,7 @@ class Composition1K(MattingRows):
 class ForegroundComposites(Dataset):
     """Rows of foregrounds with mattes over random backgrounds, as matting models are usually trained.
 
-    Row i depends on `seed` and i only: which foreground, mirrored or not, which background and which part of it.
+    The foregrounds take turns. Row i depends on `seed` and i only: mirrored or not, which background and which part of it.
 
     Args:
         foregrounds: a folder of images whose colours are those of the object, also where it is see-through. Of images with
@@ -260,7 +260,7 @@ class ForegroundComposites(Dataset):
         if not 0 <= index < self.n:
             raise IndexError(f"row {index} of {self.n}")
         rng = np.random.default_rng([self.seed, index])
-        item = self.foregrounds[int(rng.integers(len(self.foregrounds)))]
+        item = self.foregrounds[index % len(self.foregrounds)]
         foreground, cover = _read_foreground(item["image"])
         path = item["regions"][0]["alpha"]
         alpha = decode_alpha(path, str(path), (foreground.height, foreground.width))

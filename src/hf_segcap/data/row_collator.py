@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -66,7 +67,7 @@ class RowCollator:
             worker = get_worker_info()
             self._calls += 1
             return np.random.default_rng([self.seed, 0 if worker is None else worker.seed, self._calls])
-        content = [(row.get("image_id"), [region.get("box") for region in row["regions"]]) for row in rows]
+        content = [(_identity(row), [region.get("box") for region in row["regions"]]) for row in rows]
         return np.random.default_rng([self.seed, epoch, zlib.crc32(str(content).encode())])
 
     def open_image(
@@ -80,16 +81,33 @@ class RowCollator:
         return name, image, self.augmentation.draw((image.shape[0], image.shape[1]), rng)
 
 
-def decode_mask(mask: Any, name: str) -> np.ndarray:
+def _identity(row: Mapping[str, Any]) -> Any:
+    """What tells the image of a row from others: its id, or else its path or its pixels."""
+    if row.get("image_id") is not None:
+        return row["image_id"]
+    image = row.get("image")
+    if image is None or isinstance(image, (str, os.PathLike)):
+        return str(image)
+    return zlib.crc32(np.asarray(load_image(image)).tobytes())
+
+
+def decode_mask(mask: Any, name: str, size: Sequence[int]) -> np.ndarray:
     """The mask of a region, (H, W) bool.
 
     Raises:
-        ValueError: it is no run-length code; the message begins with `name`, the place of the region.
+        ValueError: it is no run-length code, or one of another size than `size`, (height, width) of its image; the message
+            begins with `name`, the place of the region.
     """
     try:
-        return np.asarray(decode_rle(mask)).astype(bool)
+        decoded = np.asarray(decode_rle(mask)).astype(bool)
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{name}: a mask is no run-length code ({error})") from error
+    if decoded.shape != tuple(size):
+        raise ValueError(
+            f"{name}: a mask has {decoded.shape[0]} x {decoded.shape[1]} (height x width) pixels, the image "
+            f"{size[0]} x {size[1]}"
+        )
+    return decoded
 
 
 def with_objects(samples: list[Sample], objects: Callable[[Sample], list]) -> list[Sample]:

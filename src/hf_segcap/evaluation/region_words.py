@@ -27,7 +27,8 @@ WORDS = ("colour", "place", "size", "tone", "texture", "shape")
 
 
 def word_accuracy(captions: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """Share of captions with the right word of each kind; a caption outside the grammar has none of its words right.
+    """Share of captions with the right word of each kind; where the caption or the truth is outside the grammar, no word is
+    right.
 
     Raises:
         ValueError: different numbers of captions and truths, or none.
@@ -42,7 +43,7 @@ def word_accuracy(captions: Sequence[str], truths: Sequence[str]) -> dict[str, f
         right["well formed"] += said is not None
         right["whole caption"] += caption == truth
         for word in WORDS:
-            right[word] += said is not None and getattr(said, word) == getattr(wanted, word)
+            right[word] += said is not None and getattr(said, word) == getattr(wanted, word, None)
     return {name: right[name] / len(captions) for name in (*WORDS, "whole caption", "well formed")}
 
 

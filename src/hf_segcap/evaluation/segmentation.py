@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import pipeline
 
 from ..data.composites import CompositeRegions
 from ..data.describe import RegionWords
+from ..data.row_collator import decode_mask
 from ..data.synthetic import SyntheticRegions
 from ..images import load_image
 from ..masks import decode_rle, upscale_masks
@@ -41,7 +42,7 @@ from ..training.tiny_clip import full_name
 
 NUM_POINTS = (1, 2, 3, 5, 9)  # the paper's
 SAMPLINGS = ("centre", "random")
-_OBJECTS_AT_ONCE = 16
+_PIXELS_AT_ONCE = 4_000_000  # of objects whose masks are brought to the size of their image together
 
 
 @torch.no_grad()
@@ -78,7 +79,8 @@ def evaluate_masks(
         `num_objects`; for each N `miou@N`, for N = 1 also `oracle_miou@1`; `box_miou` and `oracle_box_miou`.
 
     Raises:
-        ValueError: unknown sampling or box noise, click numbers below 1, or no object in `rows`.
+        ValueError: unknown sampling or box noise, click numbers below 1, no object in `rows`, or a mask of another size than
+            its image.
         ImportError: scipy is missing (for "centre").
     """
     if sampling not in SAMPLINGS:
@@ -89,11 +91,13 @@ def evaluate_masks(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {}
     for index, row in enumerate(_each(rows)):
-        masks = [np.asarray(decode_rle(r["mask"])).astype(bool) for r in row["regions"] if r.get("mask") is not None]
+        name = f"image {index}"
+        image = load_image(row["image"], name=name)
+        size = (image.height, image.width)
+        masks = [decode_mask(r["mask"], name, size) for r in row["regions"] if r.get("mask") is not None]
         masks = [mask for mask in masks if mask.sum() >= max(min_area, 1)]
         if not masks:
             continue
-        image = load_image(row["image"], name=f"image {index}")
         session = _Session(model, processor, image, torch.from_numpy(np.stack(masks)))
         measured = session.clicks(num_points, sampling, feed_back_masks, generator)
         if boxes:
@@ -129,7 +133,7 @@ def evaluate_text(
         named = [
             (phrase(words), np.asarray(decode_rle(region["mask"])).astype(bool))
             for region in row["regions"]
-            if region.get("mask") is not None and (words := RegionWords.parse(region["phrases"][0])) is not None
+            if region.get("mask") is not None and (words := _words(region)) is not None
         ]
         names = [name for name, _ in named]
         asked = [
@@ -147,6 +151,11 @@ def evaluate_text(
         "text_miou": float(np.mean(ious)),
         "text_found": float(np.mean(np.asarray(ious) >= 0.5)),
     }
+
+
+def _words(region: Mapping[str, Any]) -> RegionWords | None:
+    phrases = region.get("phrases")
+    return RegionWords.parse(phrases[0]) if phrases else None
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -235,7 +244,8 @@ class _Session:
             if feed_back_masks and low_res is not None:
                 rows = replace(rows, masks=low_res)
             scores, oracle, chosen = self._measure(rows)
-            low_res, predicted = chosen, self._upscale(chosen[:, None])[:, 0].cpu() > 0
+            low_res = chosen
+            predicted = torch.cat([self._inside(part[:, None])[:, 0].cpu() for part in self._parts(chosen)])
             if count in num_points:
                 measured[f"miou@{count}"] = scores
                 if count == 1:
@@ -261,8 +271,7 @@ class _Session:
         candidates = torch.arange(decoded.iou_scores.shape[1], device=ambiguous.device)[None]
         allowed = (candidates > 0) == ambiguous  # one prompt: tokens 1.., else token 0
         chosen = decoded.iou_scores.float().masked_fill(~allowed, -torch.inf).argmax(1)
-        # the masks of few objects at a time: they are as large as the image
-        parts = zip(decoded.pred_masks.split(_OBJECTS_AT_ONCE), self.targets.split(_OBJECTS_AT_ONCE))
+        parts = zip(self._parts(decoded.pred_masks), self._parts(self.targets))
         ious = torch.cat([self._ious(low_res, targets) for low_res, targets in parts])
         best = ious.masked_fill(~allowed.to(ious.device), 0).amax(1)
         index = torch.arange(len(chosen), device=chosen.device)
@@ -270,12 +279,16 @@ class _Session:
 
     def _ious(self, low_res: Tensor, targets: Tensor) -> Tensor:
         """(p, M, l, l) logits and (p, H, W) targets -> (p, M)."""
-        predicted, targets = self._upscale(low_res) > 0, targets[:, None].to(low_res.device)
+        predicted, targets = self._inside(low_res), targets[:, None].to(low_res.device)
         return (predicted & targets).sum((2, 3)) / (predicted | targets).sum((2, 3)).clamp(min=1)
 
-    def _upscale(self, low_res: Tensor) -> Tensor:
+    def _parts(self, objects: Tensor) -> tuple[Tensor, ...]:
+        """The objects, so few at a time that all their masks fit into memory at the size of the image."""
+        return objects.split(max(1, _PIXELS_AT_ONCE // (self.size[0] * self.size[1])))
+
+    def _inside(self, low_res: Tensor) -> Tensor:
         frame = self.model.config.vision_config.image_size
-        return upscale_masks(low_res, self.reshaped, self.size, frame)
+        return upscale_masks(low_res, self.reshaped, self.size, frame) > 0
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:

@@ -2,12 +2,14 @@
 """Training recipes: YAML files read into checked dataclasses."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import yaml
 from huggingface_hub.dataclasses import strict
@@ -358,6 +360,27 @@ def _rules(task: Any) -> _Rules:
     return _TASKS[task]
 
 
+# What a resumed run may be told anew: how long to train, and what changes no weights.
+_MAY_CHANGE = (
+    "evaluation",
+    "data.eval",
+    "save_dtype",
+    *(
+        f"training.{name}"
+        for name in (
+            "max_steps",
+            "num_train_epochs",
+            "save_",
+            "eval_",
+            "logging_",
+            "dataloader_",
+            "disable_tqdm",
+            "report_to",
+        )
+    ),
+)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 4e-4 as a text; people mean the number."""
 
@@ -379,7 +402,10 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         ValueError: unreadable file, unknown key (the message names it and the allowed ones), wrong type, contradiction.
     """
     if isinstance(source, Mapping):
-        content = yaml.load(yaml.safe_dump(dict(source)), _Loader)
+        try:
+            content = yaml.load(yaml.safe_dump(_plain(source)), _Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"recipe: {error}: expected texts, numbers, lists and mappings") from error
     else:
         content = _read(source)
     for override in overrides:
@@ -390,6 +416,32 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, all defaults written out."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False)
+
+
+def changed_settings(before: Recipe, after: Recipe) -> list[str]:
+    """Names ("training.learning_rate") of what differs between two recipes and decides what a resumed run computes."""
+    first, second = (_named(dataclasses.asdict(recipe)) for recipe in (before, after))
+    changed = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+    return [name for name in changed if not name.startswith(_MAY_CHANGE)]
+
+
+def _named(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by their places, with dots between keys and numbers."""
+    if not isinstance(content, (dict, list)) or not content:
+        return {prefix: content}
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    return {k: v for key, value in items for k, v in _named(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _plain(value: Any) -> Any:
+    """What YAML can hold: paths as texts, numbers of numpy as numbers, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _read(source: str | Path) -> dict[str, Any]:

@@ -13,17 +13,20 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..data.sources import MixedRows, load_source
+from ..files import atomic_path, by_number
 from .features import FeatureCache
-from .recipe import DTYPES, Recipe, SourceSection, dump_recipe, load_recipe
+from .recipe import DTYPES, Recipe, SourceSection, changed_settings, dump_recipe, load_recipe
 from .tasks import TASKS, Task
 from .trainer import SegCapTrainer
 
 logger = logging.get_logger(__name__)
 
+RECIPE_FILE = "recipe.yaml"  # in the folder of the results
 _ROWS_LOOKED_AT = 64
 
 
@@ -42,20 +45,23 @@ def train(
         recipe: a YAML file, the name of a bundled recipe, or its content.
         overrides: "section.key=value".
         output: folder; checkpoints go there as well.
-        resume: continue from the last checkpoint in `output` (from the start if the folder holds nothing yet).
+        resume: continue from the last complete checkpoint in `output` (from the start if the folder holds none yet), with
+            the recipe it was begun with: only how long to train, and how to save, log, evaluate and load may change.
 
     Returns:
         metrics of the training and, with evaluation data, of the final evaluation.
 
     Raises:
         ValueError: an unusable recipe; data without anything that the task trains on; `output` holds checkpoints of an earlier
-            run and `resume` is False; `output` holds a model and no checkpoint.
+            run and `resume` is False, or those of another recipe; `output` holds a model and no checkpoint.
     """
     parsed = load_recipe(recipe, overrides)
     output = Path(output)
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    checkpoint = _last_checkpoint(output)
     if checkpoint and not resume:
         raise ValueError(f"{output} holds checkpoints of an earlier run: resume it (--resume) or name another folder")
+    if checkpoint and (output / RECIPE_FILE).exists():
+        _check_recipe(parsed, output / RECIPE_FILE)
     model_files = [name for name in (CONFIG_NAME, SAFE_WEIGHTS_NAME) if (output / name).exists()]
     if model_files and not checkpoint:
         wish = "nothing to resume" if resume else "it would be overwritten"
@@ -89,6 +95,9 @@ def train(
         muon_learning_rate=parsed.muon_learning_rate,
         learning_rate_factors=None if factor is None else dict.fromkeys(model.new_modules, float(factor)),
     )
+    if trainer.is_world_process_zero():
+        with atomic_path(output / RECIPE_FILE) as temporary:
+            temporary.write_text(dump_recipe(parsed), encoding="utf-8")
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     if eval_rows is not None:
         metrics |= trainer.evaluate()
@@ -97,6 +106,7 @@ def train(
         trainer.log_metrics("final", metrics)
         trainer.save_metrics("final", metrics, combined=False)
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # until the model is there
     return metrics
 
 
@@ -105,6 +115,27 @@ def leave_process_group() -> None:
     gc.collect()  # wrapped models, which hold the group
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _last_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that is complete: one that was being written when the run was killed lacks its last file."""
+    for folder in sorted(output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=by_number, reverse=True):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning(f"{folder} is incomplete and left out: the run was killed while it wrote this checkpoint")
+        else:
+            return str(folder)
+    return None
+
+
+def _check_recipe(recipe: Recipe, file: Path) -> None:
+    changed = changed_settings(load_recipe(file), recipe)
+    if changed:
+        raise ValueError(
+            f"{file.parent} holds checkpoints of a run with another recipe ({', '.join(changed)} in {file.name}): resume "
+            "with the same one, or name another folder"
+        )
 
 
 def _check_rows(task: Task, rows: Any) -> None:
@@ -173,7 +204,6 @@ def _save(recipe: Recipe, trained: Any, processor: Any, output: Path) -> None:
         config["dtype"] = recipe.model.dtype
         (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor.save_pretrained(output)
-    (output / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
 
 
 def _training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.row_collator import RowCollator
 from .layer_decay import layer_decay_parameter_groups, scaled_parameter_groups
@@ -31,14 +32,19 @@ class _EpochCallback(TrainerCallback):
     def __init__(self, collator: RowCollator) -> None:
         self.collator = collator
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.epoch = int(state.epoch or 0)
+
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
+        # counted here: of data without a length, `state.epoch` is a share of the steps
+        self.collator.set_epoch(self.epoch)
+        self.epoch += 1
 
 
 class SegCapTrainer(Trainer):
     """`transformers.Trainer` with these additions: evaluation by generation for (B, P, L) labels, an evaluation collator
-    of its own, a training collator whose draws survive a resume, two parts of SAM's recipe (layer-wise learning rates, a
-    stepwise schedule), and Muon.
+    of its own, an evaluation loss that is the mean over objects, a training collator whose draws survive a resume, two parts
+    of SAM's recipe (layer-wise learning rates, a stepwise schedule), and Muon.
 
     With `compute_metrics`, evaluation passes it `predictions` (N, P, T) and `label_ids` (N, P, L), int64 token ids with
     -100 on padding (of tokens and of regions); [`decode_captions`] turns them into texts.
@@ -89,6 +95,7 @@ class SegCapTrainer(Trainer):
         if self.args.label_names is None:
             # The default is every argument with "label" in its name, `point_labels` included.
             self.label_names = ["labels"]
+        self._evaluated: list[torch.Tensor] = []  # of each batch: sum of the losses of its objects, their number
         self.predict_with_generate = predict_with_generate
         self.generation_kwargs = dict(generation_kwargs or {})
         self.max_caption_length = max_caption_length
@@ -167,6 +174,23 @@ class SegCapTrainer(Trainer):
         finally:
             self.data_collator = collator
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`, but the loss is the mean over objects: `Trainer` counts each image as much, those
+        without any object, whose loss is 0, as well."""
+        self._evaluated = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._evaluated and output.metrics is not None:
+            total, objects = self.accelerator.reduce(torch.stack(self._evaluated).sum(0)).tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / objects if objects else float("nan")
+        return output
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -185,6 +209,10 @@ class SegCapTrainer(Trainer):
             loss, outputs, labels = super().prediction_step(
                 model, inputs, prediction_loss_only=prediction_loss_only or generate, ignore_keys=ignore_keys
             )
+        if loss is not None:
+            mask = inputs.get("prompt_mask")
+            objects = loss.new_tensor(float(len(inputs["labels"]) if mask is None else mask.sum()))
+            self._evaluated.append(torch.stack([loss.detach() * objects, objects]))
         if not generate:
             return loss, outputs, labels
         inputs = self._prepare_inputs(inputs)
