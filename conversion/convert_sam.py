@@ -300,6 +300,12 @@ def official_state_dict(content: Mapping[str, Any]) -> tuple[dict[str, torch.Ten
     while wrapped := [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]:
         ignored += [key for key in content if content[key] is not wrapped[0]]
         content = wrapped[0]
+    inner = {name: value for name, value in content.items() if isinstance(value, Mapping) and _looks_like_sam(value)}
+    if inner and not _looks_like_sam(content):  # under a name of somebody's own, such as "module" or "model_ema"
+        if len(inner) > 1:
+            raise ValueError(f"the file holds several SAM checkpoints, {sorted(inner)}: save one of them by itself")
+        ignored += [key for key in content if key not in inner]
+        (content,) = inner.values()
     tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
     ignored += [key for key in content if key not in tensors]
     if not tensors:
@@ -318,6 +324,11 @@ def official_state_dict(content: Mapping[str, Any]) -> tuple[dict[str, torch.Ten
     state = {key: value for key, value in inside.items() if key.startswith(_PARTS)}
     ignored += [prefix + key for key in inside if key not in state]
     return state, ignored
+
+
+def _looks_like_sam(content: Mapping[str, Any]) -> bool:
+    keys = [key for key in content if isinstance(key, str) and isinstance(content[key], torch.Tensor)]
+    return all(any(part in key for key in keys) for part in _PARTS)
 
 
 def _prefix(tensors: Mapping[str, Any]) -> str:

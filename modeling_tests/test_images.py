@@ -120,6 +120,11 @@ def test_grey_palette_alpha_and_16_bit():
     assert load_image(png(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_floats_that_interpolation_carried_beyond_one():
+    ramp = np.linspace(-0.02, 1.004, 24).reshape(4, 6)
+    assert same(load_image(ramp), np.rint(ramp.clip(0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2))
+
+
 def test_ambiguous_layout():
     array = np.zeros((3, 5, 3), np.uint8)
     assert load_image(array).size == (5, 3)
@@ -147,7 +152,8 @@ def test_ambiguous_layout():
         np.zeros((2, 2, 2, 2, 3)),
         np.full((5, 5, 3), np.nan),
         np.full((5, 5, 3), np.inf),
-        np.full((5, 5, 3), -0.1),
+        np.full((5, 5, 3), -0.2),
+        np.full((5, 5, 3), 1.5),
         np.full((5, 5, 3), 300),
         np.full((5, 5, 3), "x"),
         np.full((5, 5, 3), 1j),

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from hf_segcap import visualization
+from hf_segcap.masks import encode_rle
 from hf_segcap.visualization import distinct_colors, draw_mattes, draw_regions
 
 BLANK = Image.new("RGB", (400, 300), (128, 128, 128))
@@ -38,6 +39,8 @@ def test_masks_and_boxes_are_painted_where_they_are():
         )
     )
     assert tuple(picture[150, 200]) == (192, 64, 64)  # half way from grey to red
+    coded = draw_regions(BLANK, [region(50, 60, 350, 250, mask=encode_rle(mask))], colors=[color], mask_opacity=0.5)
+    assert coded.getpixel((200, 150)) == (192, 64, 64)
     assert tuple(picture[20, 20]) == (128, 128, 128) and tuple(picture[60, 200]) == color
     plain = np.asarray(
         draw_regions(

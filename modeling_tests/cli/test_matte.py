@@ -61,6 +61,9 @@ def test_everything_as_a_picture_and_as_json(folder, tmp_path):
     assert {"segmentation", "stability_score", "point_coords"} <= set(stored[0])
     with Image.open(out) as picture:
         assert picture.mode == "RGB" and picture.width > 400
+    no_filter = [f"--setting={name}=0" for name in ("pred_iou_thresh", "stability_score_thresh")]
+    assert run(folder, "--setting=points_per_side=2", *no_filter, "--json", file).exit_code == 0
+    assert "NaN" not in file.read_text()
     fewer = run(folder, "--setting", "points_per_side=1")
     assert fewer.exit_code == 0 and len(fewer.stdout.splitlines()) < len(result.stdout.splitlines())
 

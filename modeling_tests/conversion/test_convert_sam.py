@@ -198,6 +198,7 @@ WRAPPINGS = {
     "sam.": lambda state: {f"sam.{key}": tensor for key, tensor in state.items()},
     "model.": lambda state: {f"model.{key}": tensor for key, tensor in state.items()},
     "wrapped module.sam.": lambda state: {"model": {f"module.sam.{key}": tensor for key, tensor in state.items()}},
+    "a name of their own": lambda state: {"model_ema": state, "epoch": 3},
     "constants": lambda state: {**state, "pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)},
     "foreign head": lambda state: {**{f"sam.{k}": t for k, t in state.items()}, "classifier.weight": torch.ones(2)},
 }
@@ -207,7 +208,11 @@ WRAPPINGS = {
 def test_wrapped_and_prefixed_state_dicts(wrapping: str, official: dict[str, torch.Tensor]) -> None:
     state, ignored = official_state_dict(WRAPPINGS[wrapping](official))
     assert state.keys() == official.keys() and all(state[key] is official[key] for key in official)
-    expected = {"model": ["optimizer", "epoch"], "foreign head": ["classifier.weight"]}
+    expected = {
+        "model": ["optimizer", "epoch"],
+        "foreign head": ["classifier.weight"],
+        "a name of their own": ["epoch"],
+    }
     assert [key for key in ignored if not key.startswith("pixel_")] == expected.get(wrapping, [])
 
 
@@ -288,6 +293,7 @@ def test_relatives_are_refused_by_name(
         (lambda s: {**s, "image_encoder.pos_embed": torch.ones(1, 257, 32)}, "expected 4 axes"),
         (lambda s: {"weight": torch.ones(1)}, "this is no SAM checkpoint"),
         (lambda s: {"epoch": 3}, "holds no tensors"),
+        (lambda s: {"student": s, "teacher": s}, re.escape("several SAM checkpoints, ['student', 'teacher']")),
         (lambda s: [1, 2], "holds a list, expected a dictionary of tensors"),
         (lambda s: dict(enumerate(s.values())), "whose keys are no names"),
         (lambda s: {k: t.to(torch.int8) for k, t in s.items()}, "the weights are torch.int8: expected floating point"),

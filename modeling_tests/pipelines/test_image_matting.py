@@ -397,7 +397,7 @@ except ValueError as error:
         (
             {"boxes": [BOX, None], "points": [[POINT], []]},
             ValueError,
-            "image 0, prompt 1: got neither a box nor a point",
+            "image 0, prompt 1: got no prompt, neither a box nor a point",
         ),
         ({"boxes": [BOX], "alpha_dtype": "float32"}, ValueError, "alpha_dtype"),
         ({"boxes": [BOX], "upscaling": "bicubic"}, ValueError, "upscaling"),

@@ -70,6 +70,11 @@ def test_words_beside_other_prompts(tmp_path):
         "promptable-segmentation", model=bundled_model("promptable-segmentation", "text"), dtype="float16"
     )
     assert same(words(IMAGE, text=["star"], boxes=[None]), words(IMAGE, text="star"), atol=1e-3)
+    for nothing in ("", [" "]):
+        with pytest.raises(ValueError, match="empty, expected words"):
+            words(IMAGE, text=nothing)
+    with pytest.raises(ValueError, match="image 0, prompt 1: got no prompt"):
+        words(IMAGE, text=["star", None])
     assert words(IMAGE, text=[]) == [] and words(IMAGE, boxes=[], text=[]) == []
     words.save_pretrained(tmp_path)  # a tokenizer would save the dtype, which is no JSON
     assert "dtype" not in (tmp_path / "tokenizer_config.json").read_text()
@@ -197,6 +202,41 @@ def test_an_object_without_any_prompt_is_refused():
         segmenter()(IMAGE, boxes=[None])
     assert segmenter()(IMAGE, boxes=[]) == []
     assert len(segmenter()(IMAGE, boxes=[None], points=[[[30, 30]]])) == 1
+    for prompts in ({"boxes": [BOX, None]}, {"points": [[POINT], []]}, {"boxes": [None, BOX], "masks": [None, None]}):
+        with pytest.raises(ValueError, match=r"image 0, prompt [01]: got no prompt"):
+            segmenter()(IMAGE, **prompts)
+    with pytest.raises(ValueError, match="image 0, prompt 1: got no prompt"):
+        segmenter().processor(IMAGE, input_boxes=[BOX, None])
+
+
+def test_no_object_needs_a_mask():
+    points = [POINT, [30.0, 40.0]]
+    assert same(segmenter()(IMAGE, points=points, masks=[None, None]), segmenter()(IMAGE, points=points))
+
+
+def test_labels_of_the_call_hold_for_points_of_items():
+    points, labels = [[POINT, [30.0, 40.0]]], [[1, 0]]
+    expected = segmenter()(IMAGE, points=points, point_labels=labels)
+    assert not same(expected, segmenter()(IMAGE, points=points))
+    for item in ({"image": IMAGE, "points": points}, {"image": IMAGE, "points": points, "point_labels": labels}):
+        (found,) = segmenter()([item], point_labels=labels if "point_labels" not in item else [[1, 1]])
+        assert same(found, expected)
+
+
+def test_logits_of_an_answer_are_a_prompt():
+    pipe = segmenter()
+    (first,) = pipe(IMAGE, points=[[POINT]], return_logits=True)
+    assert first["low_res_logits"].shape == (64, 64) and first["low_res_logits"].dtype == np.float32
+    (refined,) = pipe(IMAGE, points=[[POINT]], masks=[first["low_res_logits"]], multimask_output=False)
+    (fed_back,) = pipe(IMAGE, points=[[POINT]], refine_steps=1)
+    assert refined["score"] == pytest.approx(fed_back["score"], abs=1e-6)
+    assert (refined["mask"] == fed_back["mask"]).all()
+
+
+def test_other_models_are_refused(tmp_path):
+    model = SamModel.from_pretrained(GOLDEN / "tiny")
+    with pytest.raises(ValueError, match="takes a SamForPromptableSegmentation, got SamModel"):
+        pipeline("promptable-segmentation", model=model, processor=segmenter().processor)
 
 
 def test_masks_of_prompts_survive_the_sa1b_file(tmp_path):

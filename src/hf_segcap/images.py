@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+_OVERSHOOT = 0.1  # of [0, 1], after interpolation
 _URL_TIMEOUT_SECONDS = 30.0
 _MAX_DOWNLOAD_BYTES = 256 * 2**20  # what a server sends is not trusted to end
 _EXPECTED = (
@@ -33,8 +34,8 @@ def load_image(
     Args:
         image: path (str or os.PathLike), `http(s)://` or `data:` URL, PIL image of any mode, bytes of an image file (or a
             binary file object), numpy array or tensor. Arrays are (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4:
-            bool; uint8 0..255; uint16 0..65535; other integers 0..255; floats in [0, 1], or in [0, 255] if any value is
-            above 1.
+            bool; uint8 0..255; uint16 0..65535; other integers 0..255; floats in [0, 1] (up to 0.1 beyond, as bicubic
+            resizing makes them, is cut off), or in [0, 255] if any value is above 2.
         name: how error messages call this image, for example "image 3".
         input_data_format: "channels_first" or "channels_last" for arrays whose shape leaves it open. By default tensors
             are read as channels first and numpy arrays as channels last where both would be possible.
@@ -175,7 +176,10 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
         raise ValueError(f"values of type {values.dtype} are no grey or colour values")
     low, high = values.min(), values.max()
     if values.dtype.kind == "f":
-        values = values.astype(np.float64) * (255.0 if high <= 1.0 else 1.0)
+        if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+            return np.rint(values.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)
+        if 1 < high <= 2:
+            raise ValueError(f"its values run from {low} to {high}: cut them off at 1, or give 0..255 as uint8")
     elif values.dtype.kind == "u" and values.dtype.itemsize == 2:  # either byte order
         return np.ascontiguousarray((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if not (low >= 0 and high <= 255):  # also false for NaN

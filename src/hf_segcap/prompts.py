@@ -400,7 +400,8 @@ def _read_masks(
     nested = _to_masks(masks, allow_none=mixed)
     if isinstance(nested, np.ndarray):
         nested = [nested]
-    if len(sizes) == 1 and (not nested or any(isinstance(item, np.ndarray) for item in nested)):
+    objects = any(isinstance(item, np.ndarray) for item in nested) or (len(nested) > 1 and not any(nested))
+    if len(sizes) == 1 and (not nested or objects):
         nested = [nested]
     nested = [[item] if isinstance(item, np.ndarray) else item for item in nested]
     _check_image_level(nested, len(sizes), "masks", _MASK_FORMS)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .data.alpha import alpha_box, decode_alpha
 from .images import load_image
+from .masks import decode_rle
 
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -226,7 +227,8 @@ def _paint_masks(
     for index, result in enumerate(results):
         if result.get("mask") is None:
             continue
-        mask = np.asarray(result["mask"], dtype=bool)
+        mask = result["mask"]
+        mask = decode_rle(mask) if isinstance(mask, Mapping) else np.asarray(mask, dtype=bool)
         if mask.shape != pixels.shape[:2]:
             raise ValueError(
                 f"The mask of region {index} has the shape {mask.shape}, but the image has {pixels.shape[:2]} "

@@ -326,10 +326,17 @@ def test_bad_input(
         model(image_embeddings=embeddings, **arguments)
 
 
-def test_names_of_transformers_sam_are_refused(model: SamForPromptableSegmentation, embeddings: torch.Tensor) -> None:
-    """It would take the points without their labels."""
-    with pytest.raises(TypeError, match="no argument input_labels: point_labels are meant"):
-        model(pixel_values=pictures(), input_points=torch.ones(2, 1, 1, 2), input_labels=torch.zeros(2, 1, 1))
+def test_names_of_transformers_and_of_the_pipeline(
+    model: SamForPromptableSegmentation, embeddings: torch.Tensor
+) -> None:
+    """transformers' pipeline "mask-generation" gives `input_labels`; what else is unknown is not passed over in silence."""
+    points, labels = torch.ones(2, 1, 1, 2), torch.zeros(2, 1, 1, dtype=torch.int64)
+    with torch.no_grad():
+        ours, theirs, inside = (
+            model(image_embeddings=embeddings, input_points=points, **more).pred_masks
+            for more in ({"point_labels": labels}, {"input_labels": labels}, {})
+        )
+    assert torch.equal(ours, theirs) and not torch.equal(ours, inside)
     for name in ("boxes", "masks", "text"):  # of the pipeline
         with pytest.raises(TypeError, match=f"no argument {name}: this model knows no such prompt"):
             model(image_embeddings=embeddings, **{name: torch.zeros(2, 1, 4)})

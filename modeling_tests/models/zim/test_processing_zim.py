@@ -232,10 +232,13 @@ def test_kinds_of_images(processor: ZimProcessor) -> None:
         ({"images": random_image(0), "original_sizes": [(44, 60)]}, "`images` or `original_sizes`, not both"),
         (
             {"images": random_image(0), "input_boxes": [[BOX, None]]},
-            "image 0, prompt 1: got neither a box nor a point",
+            "image 0, prompt 1: got no prompt, neither a box nor a point",
         ),
-        ({"images": random_image(0), "input_points": [[[[3, 4]], []]]}, "image 0, prompt 1: got neither a box"),
-        ({"images": two_images(), "input_boxes": [[BOX], [None]]}, "image 1, prompt 0: got neither a box nor a point"),
+        ({"images": random_image(0), "input_points": [[[[3, 4]], []]]}, "image 0, prompt 1: got no prompt"),
+        (
+            {"images": two_images(), "input_boxes": [[BOX], [None]]},
+            "image 1, prompt 0: got no prompt, neither a box nor a point",
+        ),
         (
             {"images": random_image(0), "input_boxes": [[5, 5, 5, 9]]},
             "image 0, prompt 0: got the empty or inverted box",

@@ -107,6 +107,7 @@ def _to_json(result: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from ..data.alpha import encode_alpha
+    from ..records import without_nan
 
     png = encode_alpha(np.asarray(result["alpha"], dtype=np.float32) / 255)
-    return {**result, "alpha": "data:image/png;base64," + base64.b64encode(png).decode("ascii")}
+    return {**without_nan(result), "alpha": "data:image/png;base64," + base64.b64encode(png).decode("ascii")}

@@ -42,7 +42,10 @@ def generator_settings(texts: Sequence[str] | None, prompts: Sequence[Any] = ())
         if not separator or name not in GeneratorSettings.names():
             known = ", ".join(GeneratorSettings.names())
             raise ValueError(f"--setting {text!r}: expected name=value with one of {known}")
-        settings[name] = yaml.safe_load(value)
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--setting {text!r}: {error}") from error
     return settings
 
 
@@ -58,10 +61,13 @@ def check_written(pictures: Mapping[str, Path | None], others: Mapping[str, Path
     """
     from PIL import Image
 
+    formats = Image.registered_extensions()
     for option, file in {**pictures, **others}.items():
         if file is None:
             continue
-        if option in pictures and file.suffix.lower() not in Image.registered_extensions():
+        if file.is_dir():
+            raise ValueError(f"{option} {file}: this is a folder, expected the name of a file.")
+        if option in pictures and formats.get(file.suffix.lower()) not in Image.SAVE:  # some formats are read only
             raise ValueError(f"{option} {file}: no picture format has this suffix; .png is one.")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,8 @@ def pad_prompts(tensors: Sequence[torch.Tensor], value: float | int | bool) -> t
 class PromptedImagePipeline(HubMixin, Pipeline):
     """Base of pipelines whose items are an image with optional prompts.
 
-    An item is an image, or a dict with "image" and any of `prompt_names`; prompts in a dict replace those of the call.
+    An item is an image, or a dict with "image" and any of `prompt_names`; prompts in a dict replace those of the call, but
+    `point_labels` of the call hold for points of items that bring no labels.
     A subclass writes `read`, which sees one image, `_forward` and `assemble`, which see one image or a batch alike:
     what an item has besides its pixels travels as an object, never through padding.
     """
@@ -119,6 +120,8 @@ class PromptedImagePipeline(HubMixin, Pipeline):
                 "For a dataset with other columns use `dataset.select_columns([...])`."
             )
         own = {name: item[name] for name in self.prompt_names if item.get(name) is not None}
+        if "points" in own and "point_labels" in prompts:
+            own.setdefault("point_labels", prompts["point_labels"])
         return item["image"], own or prompts
 
     def preprocess(self, item: Any, **parameters: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from transformers import ProcessorMixin
 
 from ..everything import MaskProposals
 from ..masks import MaskRuns, mask_to_box, stability_score, upscale_masks
+from ..models.sam.configuration_sam import SamPromptableConfig
 from ..models.sam.processing_sam import SamPromptableProcessor
 from ..records import OutputMode, check_output_mode, segmentations_of, to_records
 from .base import as_list
 from .regions import RegionPipeline, Request
 
-_POSTPROCESS_NAMES = ("output_mode", "mask_threshold")
+_POSTPROCESS_NAMES = ("output_mode", "mask_threshold", "return_logits")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,16 @@ class PromptableSegmentationPipeline(RegionPipeline):
     prompt_names = ("boxes", "points", "point_labels", "masks", "text")
     forward_names = ("multimask_output", "refine_steps")
 
-    def __init__(self, *args: Any, processor: ProcessorMixin | None = None, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *args: Any, processor: ProcessorMixin | None = None, **kwargs: Any) -> None:
+        # not the class, which may be that of a wrapper, such as PEFT's
+        if not isinstance(getattr(model, "config", None), SamPromptableConfig):
+            raise ValueError(
+                f"promptable-segmentation takes a SamForPromptableSegmentation, got {type(model).__name__}: load the "
+                "folder or Hub id of a SamModel with SamForPromptableSegmentation.from_pretrained."
+            )
         if processor is not None and not isinstance(processor, SamPromptableProcessor):
             processor = SamPromptableProcessor(processor.image_processor)  # transformers' own, of facebook/sam-vit-*
-        super().__init__(*args, processor=processor, **kwargs)
+        super().__init__(model, *args, processor=processor, **kwargs)
 
     def __call__(  # type: ignore[override]
         self,
@@ -77,7 +84,8 @@ class PromptableSegmentationPipeline(RegionPipeline):
             points: one point [x, y], P points [[x, y], ...] (one per object), or [[[x, y], ...], ...] with several points per
                 object, in pixels of the original image.
             point_labels: 1 (inside the object) or 0 (outside) for each point; 1 if not given.
-            masks: P masks (H, W) of the size of the image, bool or 0/1, or low-resolution logits of an earlier answer.
+            masks: P masks (H, W) of the size of the image, bool or 0/1, or low-resolution logits of an earlier answer (its
+                "low_res_logits").
             text: words for the object, or a list with one str per object; for checkpoints trained with text prompts.
             multimask_output: None (the default): the best of three masks for a single point, box or text, else the mask for
                 unambiguous prompts. True: the best of three, all of which are in "masks". False: the one.
@@ -89,6 +97,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
                 them), else SAM's.
             output_mode: form of the masks: "binary_mask" (the default), "uncompressed_rle" or "coco_rle".
             mask_threshold: logits above it belong to the mask of a prompt (default 0).
+            return_logits: adds "low_res_logits" to the answers to prompts, to hand them back as `masks` with another click.
             batch_size: images that are encoded at once.
             timeout: seconds to wait for a URL.
             progress: no progress bars if False. They appear for lists of more than 8 images and for grids that take
@@ -104,6 +113,7 @@ class PromptableSegmentationPipeline(RegionPipeline):
             - "area" (int): pixels of the mask.
             - "stability_score" (float): how little the mask changes when its threshold moves by 1 (NaN if it is empty).
             - "masks", "scores" with `multimask_output=True`: all three masks of a prompt.
+            - "low_res_logits" with `return_logits=True`: float32 array (l, l) of the mask, in the padded model frame.
             Everything mode adds SAM's record: "segmentation" (the mask), "bbox" ([x, y, width, height], one less than
             COCO's), "predicted_iou", "point_coords", "crop_box".
             For a list a list of these, for a generator or dataset an iterator over these.
@@ -156,10 +166,14 @@ class PromptableSegmentationPipeline(RegionPipeline):
         return {"answers": answers}
 
     def assemble(  # type: ignore[override]
-        self, answer: _Answer, output_mode: OutputMode = "binary_mask", mask_threshold: float = 0.0
+        self,
+        answer: _Answer,
+        output_mode: OutputMode = "binary_mask",
+        mask_threshold: float = 0.0,
+        return_logits: bool = False,
     ) -> list[dict[str, Any]]:
         if answer.proposals is not None:
-            self.name_ignored(mask_threshold=mask_threshold)
+            self.name_ignored(mask_threshold=mask_threshold, return_logits=return_logits)
             return [_with_names(record) for record in to_records(answer.proposals, output_mode)]
         if answer.low_res_masks is None:
             return []
@@ -179,6 +193,8 @@ class PromptableSegmentationPipeline(RegionPipeline):
             }
             if len(scores) > 1:
                 result |= {"masks": segmentations, "scores": scores.tolist()}
+            if return_logits:
+                result["low_res_logits"] = low_res[best].numpy()
             results.append(result)
         return results
 

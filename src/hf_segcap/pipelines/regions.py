@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..everything import MATTE_SETTINGS, Encoded, GeneratorSettings, MaskProposals, generate_masks
 from ..images import load_image
+from ..models.sam.prompt_processing import check_every_object_has_a_prompt
 from ..prompts import PADDING_LABEL, RegionPrompts, parse_prompts
 from .base import PromptedImagePipeline, pad_prompts, show_progress
 
@@ -131,6 +132,8 @@ class RegionPipeline(PromptedImagePipeline):
                 model_prompts["input_masks"] = model_prompts["input_masks"].expand(-1, parsed.counts[0], -1, -1)
         if text is not None:
             model_prompts |= self.processor.text_to_model_inputs(text, 1, model_prompts.get("prompt_mask"))
+        if model_prompts:
+            check_every_object_has_a_prompt(model_prompts)
         pixels = np.asarray(image) if keep_image or not model_prompts else None
         request = Request(original_size, (height, width), parsed, model_prompts, pixels)
         return {"pixel_values": inputs["pixel_values"], "request": request}

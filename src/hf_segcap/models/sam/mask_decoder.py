@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, SamMaskDecoder
 
+from .prompt_encoder import table
 from .two_way import SamTwoWayMixer, SharedImage
 
 
@@ -85,7 +86,7 @@ class SamRowMaskDecoder(SamMaskDecoder):
         num_rows = (
             stream.shape[0] if prompt_tokens is None else prompt_tokens.shape[0]
         )  # len() would fix it in an export
-        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(num_rows, -1, -1)
+        output_tokens = torch.cat([table(self.iou_token), table(self.mask_tokens)]).expand(num_rows, -1, -1)
         inputs = output_tokens if prompt_tokens is None else torch.cat([output_tokens, prompt_tokens], dim=1)
         token_mask = pad_left(prompt_token_mask, output_tokens.shape[1])
         outputs, mixed_stream = self.transformer(

@@ -278,6 +278,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             ValueError: for missing or contradicting inputs.
         """
         kwargs.pop("num_items_in_batch", None)  # Trainer sets it
+        # transformers' name, which its pipeline "mask-generation" gives; as an argument, Trainer would take it for a label
+        point_labels = kwargs.pop("input_labels", point_labels)
         if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
             raise ValueError(f"refine_steps must be a whole number of 0 or more, got {refine_steps!r}.")
         if refine_steps and labels is not None:

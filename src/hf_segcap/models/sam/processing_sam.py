@@ -11,7 +11,7 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
-from .prompt_processing import SamPromptProcessor
+from .prompt_processing import SamPromptProcessor, check_every_object_has_a_prompt
 
 
 class SamPromptableProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -115,6 +115,8 @@ class SamPromptableProcessor(SamPromptProcessor):
         if text is not None:
             batch = len(data["original_sizes"]) if "original_sizes" in data else None
             data |= self.text_to_model_inputs(text, batch, data.get("prompt_mask"), **options["text_kwargs"])
+        if "prompt_mask" in data:
+            check_every_object_has_a_prompt(data)
         tensor_type = options["images_kwargs"].get("return_tensors") or options["text_kwargs"].get("return_tensors")
         if tensor_type == "np":
             data = {name: np.asarray(value) for name, value in data.items()}
@@ -175,6 +177,8 @@ def _texts_per_object(text: Any, num_images: int | None, prompt_mask: torch.Tens
     """[image][object] of texts, checked."""
     counts = None if prompt_mask is None else prompt_mask.sum(1).tolist()
     if isinstance(text, str):
+        if not text.strip():
+            raise ValueError("`text` is empty, expected words.")
         counts = counts or [1] * (num_images or 1)
         return [[text] * count for count in counts]
     if not isinstance(text, (list, tuple)):

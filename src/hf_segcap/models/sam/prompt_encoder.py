@@ -12,6 +12,13 @@ NOT_A_POINT_LABEL = -1
 ZERO_TOKEN_LABEL = -10  # transformers' padding: a zero vector that still takes part in attention
 
 
+def table(embedding: nn.Embedding) -> Tensor:
+    """All rows (n, C). Weights that accelerate keeps elsewhere (`device_map`) come when the module is called only."""
+    if not hasattr(embedding, "_hf_hook"):
+        return embedding.weight
+    return embedding(torch.arange(embedding.num_embeddings))
+
+
 class SamPositionEncoding(SamPositionalEmbedding):
     """Random Fourier features of points in [0, 1]^2 (SAM, section 3).
 
@@ -60,30 +67,31 @@ class SamRowPromptEncoder(nn.Module):
 
     def _encode_positions(self, position_encoding: SamPositionEncoding, coordinates: Tensor) -> Tensor:
         encoded = position_encoding((coordinates + 0.5) / self.image_size)  # + 0.5: the centre of the pixel
-        return encoded.to(self.not_a_point_embed.weight)  # with a device_map on another device
+        return encoded.to(table(self.not_a_point_embed))  # with a device_map on another device
 
     def embed_points(self, position_encoding: SamPositionEncoding, points: Tensor, labels: Tensor) -> Tensor:
         """points (R, n, 2) in pixels of the model frame, labels (R, n) -> tokens (R, n, C)."""
         labels = labels[..., None]
         tokens = self._encode_positions(position_encoding, points)
-        tokens = torch.where(labels == NOT_A_POINT_LABEL, self.not_a_point_embed.weight, tokens)
+        tokens = torch.where(labels == NOT_A_POINT_LABEL, table(self.not_a_point_embed), tokens)
         tokens = torch.where(labels == ZERO_TOKEN_LABEL, torch.zeros_like(tokens), tokens)
         for label in (0, 1):
-            tokens = torch.where(labels == label, tokens + self.point_embed[label].weight, tokens)
+            tokens = torch.where(labels == label, tokens + table(self.point_embed[label]), tokens)
         return tokens
 
     def embed_boxes(self, position_encoding: SamPositionEncoding, boxes: Tensor) -> Tensor:
         """boxes (R, 4) x0 y0 x1 y1 in pixels of the model frame -> corner tokens (R, 2, C)."""
         corners = self._encode_positions(position_encoding, boxes.unflatten(-1, (2, 2)))
-        return corners + torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])
+        return corners + torch.cat([table(self.point_embed[2]), table(self.point_embed[3])])
 
     def embed_masks(self, masks: Tensor | None, has_mask: Tensor | None = None) -> Tensor:
         """Mask logits (R, 4g, 4g) -> dense prompt embedding (R, g * g, C); the no-mask embedding (1, C) without, and
         in rows whose `has_mask` (R,) is False."""
+        no_mask = table(self.no_mask_embed)
         if masks is None:
-            return self.no_mask_embed.weight
-        dense = self.mask_embed(masks[:, None].to(self.no_mask_embed.weight.dtype)).flatten(2).transpose(1, 2)
-        return dense if has_mask is None else torch.where(has_mask[:, None, None], dense, self.no_mask_embed.weight)
+            return no_mask
+        dense = self.mask_embed(masks[:, None].to(no_mask.dtype)).flatten(2).transpose(1, 2)
+        return dense if has_mask is None else torch.where(has_mask[:, None, None], dense, no_mask)
 
     def forward(
         self, position_encoding: SamPositionEncoding, rows: PromptRows, text_tokens: Tensor | None = None
@@ -107,7 +115,7 @@ class SamRowPromptEncoder(nn.Module):
             given = torch.ne(rows.point_labels, PADDING_LABEL)
             present.append(given)
             if rows.has_box is not None or boxed is None:
-                tokens.append(self.not_a_point_embed.weight.expand(len(rows), 1, -1))
+                tokens.append(table(self.not_a_point_embed).expand(len(rows), 1, -1))
                 padded = given.any(1, keepdim=True)
                 present.append(padded if boxed is None else padded & ~boxed[:, None])
         if rows.boxes is not None and boxed is not None:
@@ -123,4 +131,4 @@ class SamRowPromptEncoder(nn.Module):
         return torch.cat(tokens, dim=1), None if mask.all() else mask
 
 
-__all__ = ["SamPositionEncoding", "SamRowPromptEncoder"]
+__all__ = ["SamPositionEncoding", "SamRowPromptEncoder", "table"]

@@ -15,7 +15,14 @@ from transformers.utils import cached_file, is_torchvision_available
 from ...hub import HubMixin
 from ...images import flatten_images, load_images
 from ...masks import upscale_masks
-from ...prompts import RegionPrompts, check_image_sizes, masks_to_low_res_logits, parse_prompts, scale_prompts
+from ...prompts import (
+    PADDING_LABEL,
+    RegionPrompts,
+    check_image_sizes,
+    masks_to_low_res_logits,
+    parse_prompts,
+    scale_prompts,
+)
 
 # Options of `from_pretrained` that say where files are; everything else belongs to the image processor or the tokenizer.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -215,6 +222,25 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
         """(height, width) in the model frame: SAM's rule, longest side to the model's size, rounded half up."""
         scale = self._longest_edge("size", options) / max(size)
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def check_every_object_has_a_prompt(inputs: dict[str, Any]) -> None:
+    """Checks prompts as models take them.
+
+    Raises:
+        ValueError: an object that is no padding has none; SAM would make up a mask.
+    """
+    mask = inputs["prompt_mask"]
+    prompted = torch.zeros_like(mask)
+    for name, given in (("input_boxes", "has_box"), ("input_masks", "has_mask"), ("input_ids", "has_text")):
+        if name in inputs:
+            prompted |= inputs.get(given, mask)
+    if "point_labels" in inputs:
+        prompted |= (inputs["point_labels"] != PADDING_LABEL).any(-1)
+    for i, j in (mask & ~prompted).nonzero()[:1].tolist():
+        raise ValueError(
+            f"image {i}, prompt {j}: got no prompt, neither a box nor a point or any other the model knows."
+        )
 
 
 def _has_file(name: Any, file: str, hub: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sam.mask_decoder import SamRowMaskDecoder, pad_left
+from ..sam.prompt_encoder import table
 from ..sam.two_way import SamTwoWayMixer, SharedImage
 from .configuration_sam_caption import SamCaptionConfig
 
@@ -62,7 +63,7 @@ class SamMaskCaptionDecoder(SamRowMaskDecoder):
         if self.caption_query_type == "mask_tokens":
             queries = self.mask_token_outputs(mixed)[:, selected]
         else:
-            queries = self.caption_tokens.weight.expand(len(mixed.outputs), -1, -1)
+            queries = table(self.caption_tokens).expand(len(mixed.outputs), -1, -1)
             if self.caption_query_type == "learned_per_mask":
                 queries = queries.unflatten(1, (self.num_mask_tokens, -1))[:, selected].flatten(1, 2)
         context = {"sam_outputs": mixed.outputs, "sam_inputs": mixed.inputs, "prompts": prompt_tokens}[

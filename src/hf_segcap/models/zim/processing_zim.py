@@ -13,8 +13,8 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from ...images import load_images
 from ...masks import upscale_masks
-from ...prompts import PADDING_LABEL, check_image_sizes
-from ..sam.prompt_processing import SamPromptProcessor
+from ...prompts import check_image_sizes
+from ..sam.prompt_processing import SamPromptProcessor, check_every_object_has_a_prompt
 from .guided_filter import GuidedUpscaler
 
 MATTE_TYPES = {"float32": torch.float32, "uint8": torch.uint8, "uint16": torch.uint16}
@@ -105,7 +105,7 @@ class ZimProcessor(SamPromptProcessor):
             ValueError: an object without a prompt.
         """
         inputs = super().prompts_to_model_inputs(*args, **options)
-        _check_every_object_has_a_prompt(inputs)
+        check_every_object_has_a_prompt(inputs)  # ZIM's attention needs to be told where to look
         return inputs
 
     @property
@@ -189,17 +189,6 @@ class ZimProcessor(SamPromptProcessor):
                 mattes = mattes.mul_(_LARGEST[matte_type]).round_()
             result[start : start + at_once] = mattes.to(matte_type)
         return result
-
-
-def _check_every_object_has_a_prompt(data: dict[str, Any]) -> None:
-    """ZIM's attention needs to be told where to look."""
-    prompted = torch.zeros_like(data["prompt_mask"])
-    if "input_boxes" in data:
-        prompted |= data.get("has_box", data["prompt_mask"])
-    if "point_labels" in data:
-        prompted |= (data["point_labels"] != PADDING_LABEL).any(-1)
-    for i, j in (data["prompt_mask"] & ~prompted).nonzero()[:1].tolist():
-        raise ValueError(f"image {i}, prompt {j}: got neither a box nor a point, expected at least one of them.")
 
 
 __all__ = ["MATTE_TYPES", "ZimProcessor"]
