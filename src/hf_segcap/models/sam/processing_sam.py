@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
-from .prompt_processing import SamPromptProcessor, check_every_object_has_a_prompt
+from .prompt_processing import SamPromptProcessor
 
 
 class SamPromptableProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -92,35 +91,8 @@ class SamPromptableProcessor(SamPromptProcessor):
         Raises:
             ValueError, TypeError: nothing to process, unusable images or prompts; the message names image and object.
         """
-        prompts_given = any(item is not None for item in (input_boxes, input_points, point_labels, input_masks))
-        if images is None and text is None and not prompts_given:
-            raise ValueError(
-                "Nothing to process: pass `images`, `text` or prompts (`input_boxes`, `input_points`, `input_masks`)."
-            )
-        options = self._merge_kwargs(
-            tokenizer_init_kwargs=self.tokenizer.init_kwargs if self.tokenizer is not None else {}, **kwargs
-        )
-        data: dict[str, Any] = {}
-        if images is not None:
-            if original_sizes is not None:
-                raise ValueError("Pass `images` or `original_sizes`, not both: the sizes of the images are known.")
-            data |= self._process_pixels(images, options["images_kwargs"])
-        elif original_sizes is not None:
-            data |= self._process_sizes(original_sizes, options["images_kwargs"])
-        elif prompts_given:
-            raise ValueError("Prompts are scaled with their image: pass `images`, or its size as `original_sizes`.")
-        if prompts_given:
-            given = input_boxes, input_points, point_labels, input_masks
-            data |= self._process_prompts(data, *given, options["images_kwargs"], self.count_texts(text))
-        if text is not None:
-            batch = len(data["original_sizes"]) if "original_sizes" in data else None
-            data |= self.text_to_model_inputs(text, batch, data.get("prompt_mask"), **options["text_kwargs"])
-        if "prompt_mask" in data:
-            check_every_object_has_a_prompt(data)
-        tensor_type = options["images_kwargs"].get("return_tensors") or options["text_kwargs"].get("return_tensors")
-        if tensor_type == "np":
-            data = {name: np.asarray(value) for name, value in data.items()}
-        return BatchFeature(data)
+        prompts = input_boxes, input_points, point_labels, input_masks
+        return self._process(images, original_sizes, prompts, kwargs, text)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -135,6 +107,10 @@ class SamPromptableProcessor(SamPromptProcessor):
         if all(item is None or isinstance(item, str) for item in text):
             return [len(text)]
         return [len(items) if isinstance(items, (list, tuple)) else 0 for items in text]
+
+    def _process_text(self, text: Any, data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        batch = len(data["original_sizes"]) if "original_sizes" in data else None
+        return self.text_to_model_inputs(text, batch, data.get("prompt_mask"), **options["text_kwargs"])
 
     def text_to_model_inputs(
         self, text: Any, num_images: int | None, prompt_mask: torch.Tensor | None = None, **tokenizer_kwargs: Any

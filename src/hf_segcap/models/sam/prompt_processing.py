@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file, is_torchvision_available
 
@@ -153,6 +153,50 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
             raise TypeError("input_labels, as transformers' SAM has it, is called point_labels here.")
         return super()._merge_kwargs(*args, **kwargs)
 
+    def count_texts(self, text: Any) -> list[int] | None:
+        """Objects of each image, where `text` (as in `__call__`) says how many there are; here it never does."""
+        return None
+
+    def _process(
+        self,
+        images: Any,
+        original_sizes: Any,
+        prompts: tuple[Any, Any, Any, Any],
+        kwargs: dict[str, Any],
+        text: Any = None,
+    ) -> BatchFeature:
+        """What `__call__` does: the pixels or the sizes of the images, prompts (boxes, points, point labels, masks) in the model
+        frame, texts by the subclass."""
+        prompts_given = any(prompt is not None for prompt in prompts)
+        if images is None and text is None and not prompts_given:
+            raise ValueError("Nothing to process: pass `images`, or prompts (`input_boxes`, `input_points`, ...).")
+        tokenizer = getattr(self, "tokenizer", None)
+        options = self._merge_kwargs(
+            tokenizer_init_kwargs={} if tokenizer is None else tokenizer.init_kwargs, **kwargs
+        )
+        data = self._process_images(images, original_sizes, options["images_kwargs"])
+        if prompts_given:
+            if not data:
+                raise ValueError(
+                    "Prompts are scaled with their image: pass `images`, or its size as `original_sizes`."
+                )
+            data |= self._process_prompts(data, *prompts, options["images_kwargs"], self.count_texts(text))
+        if text is not None:
+            data |= self._process_text(text, data, options)
+        if self.mixed_prompts and "prompt_mask" in data:
+            check_every_object_has_a_prompt(data)
+        return as_feature(data, options)
+
+    def _process_text(self, text: Any, data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _process_images(self, images: Any, original_sizes: Any, options: dict[str, Any]) -> dict[str, Any]:
+        if images is None:
+            return {} if original_sizes is None else self._process_sizes(original_sizes, options)
+        if original_sizes is not None:
+            raise ValueError("Pass `images` or `original_sizes`, not both: the sizes of the images are known.")
+        return self._process_pixels(images, options)
+
     def _process_pixels(self, images: Any, options: dict[str, Any]) -> dict[str, Any]:
         options = dict(options, return_tensors="pt")
         flat = flatten_images(images)
@@ -222,6 +266,12 @@ class SamPromptProcessor(HubMixin, ProcessorMixin):
         """(height, width) in the model frame: SAM's rule, longest side to the model's size, rounded half up."""
         scale = self._longest_edge("size", options) / max(size)
         return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def as_feature(data: dict[str, Any], options: dict[str, Any]) -> BatchFeature:
+    """Torch tensors, or numpy arrays where the options of any kind ask for them."""
+    kinds = {options.get(kind, {}).get("return_tensors") for kind in ("images_kwargs", "text_kwargs")}
+    return BatchFeature({name: np.asarray(value) for name, value in data.items()} if "np" in kinds else data)
 
 
 def check_every_object_has_a_prompt(inputs: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
@@ -85,33 +84,8 @@ class SamCaptionProcessor(SamPromptProcessor):
         Raises:
             ValueError, TypeError: nothing to process, unusable images, prompts or captions; the message names the image.
         """
-        prompts_given = any(item is not None for item in (input_boxes, input_points, point_labels, input_masks))
-        if images is None and text is None and not prompts_given:
-            raise ValueError(
-                "Nothing to process: pass `images`, `text` or prompts (`input_boxes`, `input_points`, `input_masks`)."
-            )
-        options = self._merge_kwargs(
-            tokenizer_init_kwargs=self.tokenizer.init_kwargs if self.tokenizer is not None else {}, **kwargs
-        )
-        data: dict[str, Any] = {}
-        if images is not None:
-            if original_sizes is not None:
-                raise ValueError("Pass `images` or `original_sizes`, not both: the sizes of the images are known.")
-            data |= self._process_pixels(images, options["images_kwargs"])
-        elif original_sizes is not None:
-            data |= self._process_sizes(original_sizes, options["images_kwargs"])
-        elif prompts_given:
-            raise ValueError("Prompts are scaled with their image: pass `images`, or its size as `original_sizes`.")
-        if prompts_given:
-            data |= self._process_prompts(
-                data, input_boxes, input_points, point_labels, input_masks, options["images_kwargs"]
-            )
-        if text is not None:
-            data |= self._process_text(text, data, options)
-        tensor_type = options["images_kwargs"].get("return_tensors") or options["text_kwargs"].get("return_tensors")
-        if tensor_type == "np":
-            data = {name: np.asarray(value) for name, value in data.items()}
-        return BatchFeature(data)
+        prompts = input_boxes, input_points, point_labels, input_masks
+        return self._process(images, original_sizes, prompts, kwargs, text)
 
     @property
     def model_input_names(self) -> list[str]:

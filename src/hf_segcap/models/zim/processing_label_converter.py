@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from ...model_frame import masks_to_frame
 from ...prompts import parse_prompts
+from ..sam.prompt_processing import as_feature
 from .processing_zim import ZimProcessor
 
 
@@ -61,23 +61,15 @@ class ZimLabelConverterProcessor(ZimProcessor):
         Raises:
             ValueError, TypeError: nothing to process, unusable images or masks; the message names image and mask.
         """
-        options = self._merge_kwargs(tokenizer_init_kwargs={}, **kwargs)["images_kwargs"]
-        data: dict[str, Any] = {}
-        if images is not None:
-            if original_sizes is not None:
-                raise ValueError("Pass `images` or `original_sizes`, not both: the sizes of the images are known.")
-            data |= self._process_pixels(images, options)
-        elif original_sizes is not None and coarse_masks is not None:
-            data |= self._process_sizes(original_sizes, options)
-        elif coarse_masks is not None:
-            raise ValueError("Masks are scaled with their image: pass `images`, or its size as `original_sizes`.")
-        else:
+        if images is None and coarse_masks is None:
             raise ValueError("Nothing to process: pass `images`, `coarse_masks`, or both.")
+        options = self._merge_kwargs(tokenizer_init_kwargs={}, **kwargs)
+        data = self._process_images(images, original_sizes, options["images_kwargs"])
         if coarse_masks is not None:
-            data |= self._process_masks(coarse_masks, data, options)
-        if options.get("return_tensors") == "np":
-            data = {name: np.asarray(value) for name, value in data.items()}
-        return BatchFeature(data)
+            if not data:
+                raise ValueError("Masks are scaled with their image: pass `images`, or its size as `original_sizes`.")
+            data |= self._process_masks(coarse_masks, data, options["images_kwargs"])
+        return as_feature(data, options)
 
     def _process_masks(self, coarse_masks: Any, data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         parsed = parse_prompts(data["original_sizes"].tolist(), masks=coarse_masks)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
@@ -14,7 +13,7 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 from ...images import load_images
 from ...masks import upscale_masks
 from ...prompts import check_image_sizes
-from ..sam.prompt_processing import SamPromptProcessor, check_every_object_has_a_prompt
+from ..sam.prompt_processing import SamPromptProcessor
 from .guided_filter import GuidedUpscaler
 
 MATTE_TYPES = {"float32": torch.float32, "uint8": torch.uint8, "uint16": torch.uint16}
@@ -79,34 +78,7 @@ class ZimProcessor(SamPromptProcessor):
             ValueError, TypeError: nothing to process, unusable images or prompts, an object without a prompt; the message
                 names image and object.
         """
-        prompts_given = any(item is not None for item in (input_boxes, input_points, point_labels))
-        if images is None and not prompts_given:
-            raise ValueError("Nothing to process: pass `images`, or prompts (`input_boxes`, `input_points`).")
-        options = self._merge_kwargs(tokenizer_init_kwargs={}, **kwargs)["images_kwargs"]
-        data: dict[str, Any] = {}
-        if images is not None:
-            if original_sizes is not None:
-                raise ValueError("Pass `images` or `original_sizes`, not both: the sizes of the images are known.")
-            data |= self._process_pixels(images, options)
-        elif original_sizes is not None:
-            data |= self._process_sizes(original_sizes, options)
-        else:
-            raise ValueError("Prompts are scaled with their image: pass `images`, or its size as `original_sizes`.")
-        if prompts_given:
-            data |= self._process_prompts(data, input_boxes, input_points, point_labels, None, options)
-        if options.get("return_tensors") == "np":
-            data = {name: np.asarray(value) for name, value in data.items()}
-        return BatchFeature(data)
-
-    def prompts_to_model_inputs(self, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
-        """As [`SamPromptProcessor.prompts_to_model_inputs`].
-
-        Raises:
-            ValueError: an object without a prompt.
-        """
-        inputs = super().prompts_to_model_inputs(*args, **options)
-        check_every_object_has_a_prompt(inputs)  # ZIM's attention needs to be told where to look
-        return inputs
+        return self._process(images, original_sizes, (input_boxes, input_points, point_labels, None), kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
