@@ -171,6 +171,19 @@ def test_one_kind_of_prompt(processor, kind):
         assert masks[i][int(y * 44 / 47), int(x * 60 / 64)]
 
 
+def test_a_share_of_the_boxes_is_tight(processor):
+    masks = rectangles(60)
+
+    def tight(share, **options):
+        collator = MaskCollator(processor, max_masks=None, prompt_kinds={"box": 1.0}, tight_boxes=share, **options)
+        boxes = collator([row(*masks)])["input_boxes"][0]
+        exact = MaskCollator(processor, train=False, prompt_kinds={"box": 1.0})([row(*masks)])["input_boxes"][0]
+        return float((boxes[:, None] == exact[None]).all(2).any(1).float().mean())
+
+    assert tight(0.0) < 0.1 and 0.3 < tight(0.5) < 0.7 and tight(1.0) == 1.0
+    assert tight(0.0, box_noise="none") == 1.0
+
+
 def test_kinds_are_mixed_object_by_object(processor):
     rows = [row(*rectangles(40)), row(*rectangles(3, 1), image_id=1)]
     embedder = Embedder()
@@ -207,6 +220,7 @@ def test_masks_that_clip_cannot_see_have_no_text_prompt(processor):
         ({"max_area": 0}, "max_area"),
         ({"min_area": 0}, "min_area"),
         ({"box_noise": "some"}, "box_noise"),
+        ({"tight_boxes": 1.5}, "tight_boxes"),
         ({"prompt_kinds": {"mask": 1}}, "prompt_kinds"),
         ({"prompt_kinds": {"text": 1}}, "text_embedder"),
         ({"prompt_kinds": {"box": 1}, "text_embedder": Embedder()}, "text_embedder"),

@@ -158,7 +158,7 @@ def test_blocked_attention_has_the_right_derivatives(block_elements, monkeypatch
     torch.testing.assert_close(relative_attention.blocked_attention(*inputs, 0.3), plain_attention(*inputs, 0.3))
 
 
-@pytest.mark.parametrize("form", ["blocked", "folded"])
+@pytest.mark.parametrize("form", ["blocked", "folded", "kept"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_forms_agree(form, dtype):
     attend = getattr(relative_attention, f"{form}_attention")
@@ -231,11 +231,25 @@ def test_half_precision_is_close(dtype):
     assert (half.float() - expected).square().mean().sqrt() < 0.03 * expected.std()
 
 
-def test_autocast_trains_close_to_float32():
+def spy(function, calls):
+    def call(*args):
+        calls.append(args)
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("kept", [0, 2**27])
+def test_autocast_trains_close_to_float32(kept, monkeypatch):
+    """With scores in blocks, and kept whole in 16 bits where they are few."""
+    monkeypatch.setattr(relative_attention, "KEPT_ELEMENTS", kept)
+    calls = []
+    monkeypatch.setattr(relative_attention, "kept_attention", spy(relative_attention.kept_attention, calls))
     encoder = tiny_encoder()
     exact = gradients(reference_of(encoder), pictures())
     with torch.autocast("cpu", torch.bfloat16):
         ours = gradients(encoder, pictures())
+    assert bool(calls) == bool(kept)
     for name in ("layers.0.attn.qkv.weight", "layers.1.attn.rel_pos_h", "layers.3.attn.rel_pos_w", "pos_embed"):
         assert torch.cosine_similarity(ours[name].flatten(), exact[name].flatten(), dim=0) > 0.98, name
 

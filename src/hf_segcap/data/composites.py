@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
 from ..masks import encode_rle
+from .cutouts import CUTOUT, Cutouts
 from .describe import SHAPES, describe_region, vocabulary_captions
 from .photographs import load_photograph, photograph_names
 from .synthetic import MIN_VISIBLE_SHARE, TEXTURE_PATTERNS, SyntheticRegions, _background, _texture
@@ -47,7 +48,7 @@ class Layer:
         top, left: where its patch starts, pixels of the image; the patch lies inside the image.
         alpha: (h, w) float32 coverage of each pixel, 0..1; fractions only on the outline.
         fill: (h, w, 3) float32 colours, 0..255.
-        outline: one of `OUTLINES`.
+        outline: one of `OUTLINES`, or "cutout".
         texture: a word of `TEXTURE_PATTERNS`, or "" for a piece of a photograph.
         parent: index of the layer it is a part of.
     """
@@ -105,6 +106,8 @@ class CompositeRegions(Dataset):
         photographs: a folder of photographs of yours, used beside those of the split "train".
         photographs_per_row: a row is made of pieces of so many photographs, drawn anew for each row, so that objects often
             look like what is behind them; None: of any.
+        cutouts: a folder of pictures with transparency, objects of yours for the split "train".
+        cutout_share: probability of one of them instead of a generated object.
         seed: of all random decisions.
         min_size, max_size: longest side in pixels; the shorter one is 0.6 to 1 times as long.
         max_objects: objects drawn, at most, parts not counted.
@@ -129,6 +132,8 @@ class CompositeRegions(Dataset):
         min_pixels: int = 100,
         photographs: str | Path | None = None,
         photographs_per_row: int | None = None,
+        cutouts: str | Path | None = None,
+        cutout_share: float = 0.4,
     ) -> None:
         if not 32 <= min_size <= max_size or max_objects < 1 or min_pixels < 1:
             raise ValueError(
@@ -143,6 +148,7 @@ class CompositeRegions(Dataset):
         self.photographs, self.photographs_per_row = photograph_names(split, photographs), photographs_per_row
         self.min_size, self.max_size, self.max_objects = min_size, max_size, max_objects
         self.texture_share, self.scene_share, self.min_pixels = texture_share, scene_share, min_pixels
+        self.cutouts = Cutouts.of_split(split, cutouts, cutout_share)
         self._scenes = SyntheticRegions(n, seed=seed, min_size=min_size, max_size=max_size)
 
     def __len__(self) -> int:
@@ -214,6 +220,9 @@ class CompositeRegions(Dataset):
         whole: tuple[int, Layer] | None = None,
     ) -> Layer | None:
         """An object around `centre` (y, x), or a part of the layer `whole` (with its index); None if none of it is seen."""
+        if whole is None and self.cutouts is not None and rng.random() < self.cutouts.share:
+            cutout = self.cutouts.draw(rng, centre, radius, (background.shape[0], background.shape[1]))
+            return None if cutout is None else Layer(*cutout, CUTOUT, "")
         outline = OUTLINES[int(rng.choice(len(OUTLINES), p=_OUTLINE_ODDS))]
         size = (background.shape[0], background.shape[1])
         drawn = rasterise(draw_outline(rng, outline, centre, radius), size)

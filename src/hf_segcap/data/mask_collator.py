@@ -65,6 +65,8 @@ class MaskCollator(RowCollator):
         prompt_kinds: probabilities of "point", "box" and "text", drawn for each mask; `None`: no prompts, the model draws
             points and boxes itself.
         box_noise: of box prompts: "normal", "uniform" or "none", see `add_box_noise`.
+        tight_boxes: share of the box prompts of a training that get no noise: from a model that has seen none of them, a
+            careful box gets hardly more than a careless one.
         text_embedder: for "text": a [`MaskCropEmbedder`]. It sees the image before the jitter; masks that it leaves out
             are left out here.
         seed: of all random decisions.
@@ -90,6 +92,7 @@ class MaskCollator(RowCollator):
         min_area: int = 1,
         prompt_kinds: Mapping[str, float] | None = None,
         box_noise: str = "normal",
+        tight_boxes: float = 0.0,
         text_embedder: MaskCropEmbedder | None = None,
         seed: int = 42,
     ) -> None:
@@ -99,6 +102,8 @@ class MaskCollator(RowCollator):
         )
         if box_noise not in BOX_NOISES:
             raise ValueError(f"box_noise must be one of {BOX_NOISES}, got {box_noise!r}")
+        if not 0 <= tight_boxes <= 1:
+            raise ValueError(f"tight_boxes must be a share from 0 to 1, got {tight_boxes}")
         self.prompt_kinds = None if prompt_kinds is None else check_prompt_kinds(prompt_kinds, PROMPT_KINDS)
         if self.prompt_kinds is not None and ("text" in self.prompt_kinds) != (text_embedder is not None):
             raise ValueError(
@@ -113,6 +118,7 @@ class MaskCollator(RowCollator):
         self.max_area = max_area
         self.min_area = min_area
         self.box_noise = box_noise
+        self.tight_boxes = tight_boxes
         self.text_embedder = text_embedder
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -212,7 +218,11 @@ class MaskCollator(RowCollator):
             if "box" in kinds:
                 limit = torch.tensor([width, height, width, height])
                 tight = target_boxes(masks, (height, width))
-                boxes[i, :count] = add_box_noise(tight, noise, frame, limit, generator)
+                moved = add_box_noise(tight, noise, frame, limit, generator)
+                if self.train and self.tight_boxes:
+                    kept = torch.rand(count, 1, generator=generator) < self.tight_boxes
+                    moved = torch.where(kept, tight, moved)
+                boxes[i, :count] = moved
             if "point" in kinds:
                 pixels = sample_pixels(masks, generator)
                 points[i, :count, 0] = pixel_centres(pixels, masks.shape[1:], (height, width))

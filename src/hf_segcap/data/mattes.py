@@ -29,6 +29,7 @@ from .composites import (
     draw_outline,
     draw_size,
 )
+from .cutouts import CUTOUT, Cutouts
 from .photographs import photograph_names
 from .synthetic import TEXTURE_PATTERNS, random_colour
 
@@ -82,13 +83,15 @@ class MatteComposites(Dataset):
     """Rows of photographs with generated objects on them, each with its alpha matte (see the module's description).
 
     The row format is that of `hf_segcap.data.sources`; a region also has `alpha`, an 8-bit grey PNG (bytes) of the visible
-    matte; `box` is around the pixels above 0.1, `mask` the COCO RLE of those above 0.5, `category` one of `KINDS`,
+    matte; `box` is around the pixels above 0.1, `mask` the COCO RLE of those above 0.5, `category` one of `KINDS` or "cutout",
     `phrases` empty. Row i depends on `seed` and i only.
 
     Args:
         n: number of rows.
         split: "train" or "held_out": the photographs used, see `hf_segcap.data.photographs`.
         photographs: a folder of photographs of yours, used beside those of the split "train".
+        cutouts: a folder of pictures with transparency, objects of yours for the split "train".
+        cutout_share: probability of one of them instead of a generated object.
         pied_share: probability of patches of other colours on an object that is not glass, as on the coat of a pied animal.
         seed: of all random decisions.
         min_size, max_size: longest side in pixels; the shorter one is 0.6 to 1 times as long.
@@ -113,6 +116,8 @@ class MatteComposites(Dataset):
         min_pixels: int = 60,
         photographs: str | Path | None = None,
         pied_share: float = 0.0,
+        cutouts: str | Path | None = None,
+        cutout_share: float = 0.4,
     ) -> None:
         if not 32 <= min_size <= max_size or max_objects < 1 or min_pixels < 1:
             raise ValueError(
@@ -126,6 +131,7 @@ class MatteComposites(Dataset):
             raise ValueError(f"pied_share must lie in [0, 1], got {pied_share}")
         self.n, self.split, self.seed = n, split, seed
         self.photographs, self.pied_share = photograph_names(split, photographs), pied_share
+        self.cutouts = Cutouts.of_split(split, cutouts, cutout_share)
         self.min_size, self.max_size, self.max_objects = min_size, max_size, max_objects
         self.min_pixels = min_pixels
         self.kinds = {kind: value / sum(odds.values()) for kind, value in odds.items()}
@@ -167,6 +173,11 @@ class MatteComposites(Dataset):
             kind = str(rng.choice(list(self.kinds), p=list(self.kinds.values())))
             radius = np.exp(rng.uniform(*np.log(_SIZE_RANGE))) * min(size)
             centre = rng.uniform(0.05, 0.95, 2) * size
+            if self.cutouts is not None and rng.random() < self.cutouts.share:
+                cutout = self.cutouts.draw(rng, centre, radius, size)
+                if cutout is not None:
+                    layers.append(Layer(*cutout, CUTOUT, ""))
+                continue
             drawn = _DRAWERS[kind](rng, centre, radius, size)
             if drawn is not None:
                 layers.append(self._coloured(rng, kind, drawn, background))

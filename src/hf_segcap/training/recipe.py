@@ -110,6 +110,7 @@ class MaskCollatorSection:
     min_area: int = 1
     prompt_kinds: dict[str, float | int] | None = None
     box_noise: str = "normal"
+    tight_boxes: float | int = 0.0
 
 
 @strict

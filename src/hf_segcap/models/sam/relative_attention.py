@@ -7,7 +7,7 @@ and 12 heads the position terms of all pairs alone are 805 MB in float32. Two wa
 * `blocked_attention` computes a few rows of scores at a time in one buffer that stays in the processor's cache, and
   computes them again in the backward pass;
 * `folded_attention` appends the position terms to the query and one-hot rows and columns to the key: their product is
-  the whole score, so any fused attention kernel can be used.
+  the whole score, so any fused attention kernel can be used. `kept_attention` uses it without one.
 """
 
 import math
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# 256 MB of 16-bit scores for each layer: as many as are kept for the backward pass instead of being computed again
+KEPT_ELEMENTS = 2**27
 # 4 MB of float32 scores: still in a last-level cache, and few enough blocks; smaller ones were up to a quarter slower
 BLOCK_ELEMENTS = 2**20
 
@@ -50,15 +52,39 @@ def relative_attention(
     if positions is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     # PyTorch's fused kernel for CPUs takes equal widths only: the folded form would fall back to a full score table.
-    attend = blocked_attention if query.device.type == "cpu" else folded_attention
+    attend = folded_attention
+    if query.device.type == "cpu":
+        scores = query.shape[:2].numel() * query.shape[2] ** 2
+        small = query.dtype == torch.bfloat16 and torch.is_grad_enabled() and scores <= KEPT_ELEMENTS
+        attend = kept_attention if small else blocked_attention
     return attend(query, key, value, *positions, scale)
 
 
 def folded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
     """Attention by `scaled_dot_product_attention` without a mask; arguments and result as in `relative_attention`."""
-    height, width, head_dim = rows.shape[-1], columns.shape[-1], query.shape[-1]
+    head_dim = query.shape[-1]
+    query, key = _fold(query, key, rows, columns, scale)
     # kernels want widths that are multiples of 8
-    spare = -(head_dim + height + width) % 8
+    spare = -query.shape[-1] % 8
+    query, key = F.pad(query, (0, spare)), F.pad(key, (0, spare))
+    if value.dtype != torch.float32:
+        # FlashAttention (16 bit only) needs equal widths; the memory-efficient kernel for float32 does not
+        value = F.pad(value, (0, key.shape[-1] - head_dim))
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :head_dim]
+
+
+def kept_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """Attention with all scores in the dtype of the query, kept for the backward pass: for training in mixed precision on
+    small grids, 1.4 times as fast there as blocks in float32. Arguments and result as in `relative_attention`."""
+    with torch.autocast(query.device.type, enabled=False):  # which would make the softmax float32
+        query, key = _fold(query, key, rows, columns, scale)
+        probabilities = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).softmax(-1)
+        return torch.bmm(probabilities, value.flatten(0, 1)).unflatten(0, value.shape[:2])
+
+
+def _fold(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Query and key (G, heads, h * w, d + h + w) whose product is the whole score."""
+    height, width = rows.shape[-1], columns.shape[-1]
     one_hot = torch.cat(
         [
             torch.eye(height, dtype=key.dtype, device=key.device).repeat_interleave(width, 0),
@@ -66,12 +92,8 @@ def folded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, co
         ],
         dim=1,
     )
-    query = F.pad(torch.cat([query * scale, rows.to(query.dtype), columns.to(query.dtype)], dim=-1), (0, spare))
-    key = F.pad(torch.cat([key, one_hot.expand(*key.shape[:2], -1, -1)], dim=-1), (0, spare))
-    if value.dtype != torch.float32:
-        # FlashAttention (16 bit only) needs equal widths; the memory-efficient kernel for float32 does not
-        value = F.pad(value, (0, key.shape[-1] - head_dim))
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :head_dim]
+    query = torch.cat([query * scale, rows.to(query.dtype), columns.to(query.dtype)], dim=-1)
+    return query, torch.cat([key, one_hot.expand(*key.shape[:2], -1, -1)], dim=-1)
 
 
 def blocked_attention(
