@@ -78,7 +78,7 @@ def test_mattes_of_ones_own(folder, tmp_path, caplog):
             RegionFolder(folder({"image": "a.png", "regions": [{"alpha": alpha}]}))
     for alpha, message in (("empty.png", "0 everywhere"), ("small.png", "has 43 x 60")):
         unusable = RegionFolder(folder({"image": "a.png", "regions": [{"alpha": alpha}]}))  # not opened yet
-        with pytest.raises(ValueError, match=f"row 0, region 0: .*{message}"):
+        with pytest.raises(ValueError, match=rf"row 0 \(0\), region 0: .*{message}"):
             unusable[0]
     with pytest.raises(ValueError, match=".coarse. is true or false, got 1"):
         RegionFolder(folder({"image": "a.png", "regions": [{"alpha": "matte.png", "coarse": 1}]}))

@@ -175,6 +175,9 @@ def test_options_that_change_nothing_are_named(caplog):
     segmenter()(IMAGE, points_per_side=1, refine_steps=3)
     assert "refine_steps: only prompts heed this" in caplog.text
     caplog.clear()
+    segmenter()(IMAGE, points_per_side=1, return_logits=True)
+    assert "return_logits: only prompts heed this" in caplog.text
+    caplog.clear()
     segmenter()(IMAGE, boxes=[BOX], refine_steps=1)
     segmenter()(IMAGE, points_per_side=1)
     assert not caplog.text
@@ -195,6 +198,10 @@ def test_as_many_prompts_as_images_are_not_one_for_each(caplog):
     assert "Every one of 2 images gets all 2 `boxes`" in caplog.text
     with pytest.raises(ValueError, match=r'of their own are items \{"image": ..., "boxes": ...\}'):
         segmenter()([IMAGE, IMAGE], boxes=[[BOX], [BOX]])
+    caplog.clear()
+    segmenter()([IMAGE, IMAGE], points=[20, 30])  # one point
+    segmenter()([{"image": IMAGE, "boxes": [BOX]}] * 2, boxes=[BOX, BOX])  # prompts of their own
+    assert "Every one" not in caplog.text
 
 
 def test_an_object_without_any_prompt_is_refused():

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,15 @@ TRAIN_AND_REPORT = """
 
 def assert_gloo_has_ended() -> None:
     """None of its threads, which Linux names, runs any more in this process: they may abort it at its end."""
-    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    assert not any("gloo" in name for name in names), names
+    for _ in range(50):  # a thread that was joined may be listed for a moment
+        names = []
+        for path in Path("/proc/self/task").glob("*/comm"):
+            with contextlib.suppress(OSError):
+                names.append(path.read_text().strip())
+        if not any("gloo" in name for name in names):
+            return
+        time.sleep(0.1)
+    raise AssertionError(names)
 
 
 def assert_ranks_agree(folder: Path, steps: int, *metrics: str) -> list[float]:

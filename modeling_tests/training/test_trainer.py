@@ -198,11 +198,11 @@ def test_eval_loss_equals_the_models_loss(tmp_path, processor):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_eval_loss_is_the_mean_over_objects(tmp_path, processor):
-    """Whatever the batches: images without objects do not count, those with many count as much as their objects."""
+def test_eval_loss_is_the_mean_over_tokens(tmp_path, processor):
+    """Whatever the batches: images without objects do not count, those with many words count as much as their words."""
     rows = make_rows(3)
     rows[0]["regions"], rows[1]["regions"] = [], rows[1]["regions"][:1]
-    assert len(rows[2]["regions"]) > 1
+    rows[1]["regions"][0]["phrases"] = ["cat"]
     collator = RegionCollator(processor, train=False)
     losses = []
     for size in (1, 3):
@@ -212,10 +212,13 @@ def test_eval_loss_is_the_mean_over_objects(tmp_path, processor):
         losses.append(trainer.evaluate()["eval_loss"])
     with torch.no_grad():
         model = trainer.model.eval()
-        one, many = (model(**collator([row])).loss.item() for row in rows[1:])
-    count = len(rows[2]["regions"])
-    assert losses[0] == pytest.approx((one + count * many) / (1 + count), rel=1e-4)
-    assert losses[1] == pytest.approx(model(**collator(rows)).loss.item(), rel=1e-4)
+        batches = [collator([row]) for row in rows[1:]]
+        few, many = ((batch["labels"] != -100).sum().item() for batch in batches)
+        one, other = (model(**batch).loss.item() for batch in batches)
+        whole = model(**collator(rows)).loss.item()
+    assert many > 3 * few and abs(one - other) > 1e-3
+    assert whole == pytest.approx((few * one + many * other) / (few + many), rel=1e-5)
+    assert losses == pytest.approx([whole, whole], rel=1e-5)
     assert np.isnan(trainer.evaluate(rows[:1])["eval_loss"])
 
 
@@ -327,15 +330,23 @@ if __name__ == "__main__":
         row["regions"] = []  # some processes meet batches without regions
     trainer = SegCapTrainer(
         model=model, args=arguments(sys.argv[1], ddp_backend="gloo", per_device_train_batch_size=1, max_steps=4,
+                                    per_device_eval_batch_size=1,
                                     activation_checkpointing=everything),
         data_collator=RegionCollator(processor, prompt_kinds={"box": 0.5, "point": 0.5} if everything else None),
         train_dataset=rows, eval_dataset=make_rows(3, 2, seed=1),
         compute_metrics=caption_metrics(processor), generation_kwargs={"max_new_tokens": 5},
     )
+    with open(f"{sys.argv[1]}/untrained{trainer.args.process_index}", "w") as file:
+        file.write(str(trainer.evaluate()["eval_loss"]))
 """
 
 
 @pytest.mark.parametrize("policy", ["text_mixer", "all"])
-def test_two_processes_train_one_model(tmp_path, policy):
+def test_two_processes_train_one_model(tmp_path, policy, processor):
     run_two_processes(tmp_path, _SCRIPT + TRAIN_AND_REPORT, tmp_path, policy)
     assert max(assert_ranks_agree(tmp_path, 4, "eval_word_f1")) > 0
+    one = make_trainer(tmp_path, processor, eval_dataset=make_rows(3, 2, seed=1), options={"eval_strategy": "no"})
+    expected = one.evaluate()["eval_loss"]  # of three images, of which the second process sees one for a second time
+    assert [float((tmp_path / f"untrained{rank}").read_text()) for rank in (0, 1)] == pytest.approx(
+        [expected] * 2, rel=1e-4
+    )

@@ -104,8 +104,8 @@ class CompositeRegions(Dataset):
         n: number of rows.
         split: "train" or "held_out": the photographs used, see `hf_segcap.data.photographs`.
         photographs: a folder of photographs of yours, used beside those of the split "train".
-        photographs_per_row: a row is made of pieces of so many photographs, drawn anew for each row, so that objects often
-            look like what is behind them; None: of any.
+        photographs_per_row: a row is made of pieces of at most so many photographs, drawn anew for each row, so that objects
+            often look like what is behind them; None: of any.
         cutouts: a folder of pictures with transparency, objects of yours for the split "train".
         cutout_share: probability of one of them instead of a generated object.
         seed: of all random decisions.

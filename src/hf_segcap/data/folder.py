@@ -72,7 +72,10 @@ class RegionFolder(StoredRows):
         row = super().__getitem__(index)
         for i, region in enumerate(row["regions"]):
             if region["box"] is None:
-                where, size = f"row {index}, region {i}", (row["height"], row["width"])
+                where, size = (
+                    f"{self.root}, row {index} ({row['image_id']}), region {i}",
+                    (row["height"], row["width"]),
+                )
                 region["box"] = _box_around_matte(region["alpha"], where, size)  # once
         return row
 

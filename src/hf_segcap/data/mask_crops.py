@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..images import load_image
-from ..masks import decode_rle
+from .row_collator import decode_mask
 
 EVALUATION_MARGIN = 1.5  # the middle of the training range 1 to 2
 MIN_AREA = 100 * 100  # pixels; the paper discards smaller masks
@@ -223,9 +223,14 @@ class MaskCropEmbedder:
         found: list[torch.Tensor] = []
         for index in range(len(rows)):
             row = rows[index]
-            masks = [decode_rle(region["mask"]) for region in row["regions"] if region.get("mask") is not None]
+            image = np.asarray(load_image(row["image"], name=f"row {index}"))
+            masks = [
+                decode_mask(region["mask"], f"row {index}", image.shape[:2])
+                for region in row["regions"]
+                if region.get("mask") is not None
+            ]
             if masks:
-                crops = self.crop(np.asarray(load_image(row["image"])), np.stack(masks), rng)
+                crops = self.crop(image, np.stack(masks), rng)
                 found += self.encode(crops)[crops.kept]
             if len(found) >= count:
                 break

@@ -27,7 +27,7 @@ from ..data.describe import RegionWords
 from ..data.row_collator import decode_mask
 from ..data.synthetic import SyntheticRegions
 from ..images import load_image
-from ..masks import decode_rle, upscale_masks
+from ..masks import upscale_masks
 from ..models.sam.interactive import (
     BOX_NOISES,
     add_box_noise,
@@ -129,9 +129,11 @@ def evaluate_text(
         ValueError: no object can be asked for.
     """
     ious: list[float] = []
-    for row in _each(rows):
+    for index, row in enumerate(_each(rows)):
+        name = f"image {index}"
+        image = load_image(row["image"], name=name)
         named = [
-            (phrase(words), np.asarray(decode_rle(region["mask"])).astype(bool))
+            (phrase(words), decode_mask(region["mask"], name, (image.height, image.width)))
             for region in row["regions"]
             if region.get("mask") is not None and (words := _words(region)) is not None
         ]
@@ -142,7 +144,7 @@ def evaluate_text(
             if name and names.count(name) == 1 and np.count_nonzero(mask) >= min_area
         ]
         if asked:
-            found = segmenter(row["image"], text=[name for name, _ in asked])
+            found = segmenter(image, text=[name for name, _ in asked])
             ious += [_iou(np.asarray(result["mask"]).astype(bool), mask) for result, (_, mask) in zip(found, asked)]
     if not ious:
         raise ValueError("no region of these rows has a mask and a name of its own: there is nothing to measure")

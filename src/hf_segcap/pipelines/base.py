@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +86,11 @@ class PromptedImagePipeline(HubMixin, Pipeline):
             raise TypeError(f"Expected one positional argument (the image), got {1 + len(args)}: name the others.")
         progress = show_progress(kwargs.get("progress", self._forward_params.get("progress", True)))
         if isinstance(inputs, (list, tuple)):
+            shared = sum(not (isinstance(item, Mapping) and set(item) & set(self.prompt_names)) for item in inputs)
             for name in self.prompt_names:
                 given = kwargs.get(name)
-                if len(inputs) > 1 and isinstance(given, (list, tuple)) and len(given) == len(inputs):
+                several = isinstance(given, (list, tuple)) and not any(isinstance(g, numbers.Number) for g in given)
+                if shared > 1 and several and len(given) == len(inputs):
                     logger.warning_once(
                         f"Every one of {len(inputs)} images gets all {len(given)} `{name}`. For prompts of their own, give "
                         f'items {{"image": ..., "{name}": ...}}.'

@@ -374,9 +374,14 @@ _MAY_CHANGE = (
             "save_",
             "eval_",
             "logging_",
-            "dataloader_",
+            "per_device_eval_batch_size",
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "dataloader_persistent_workers",
+            "dataloader_prefetch_factor",
             "disable_tqdm",
             "report_to",
+            "run_name",
         )
     ),
 )

@@ -119,7 +119,10 @@ def leave_process_group() -> None:
 
 def _last_checkpoint(output: Path) -> str | None:
     """The newest checkpoint that is complete: one that was being written when the run was killed lacks its last file."""
-    for folder in sorted(output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=by_number, reverse=True):
+    folders = [
+        folder for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if folder.name.rpartition("-")[2].isdecimal()
+    ]
+    for folder in sorted(folders, key=by_number, reverse=True):
         try:
             json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -134,7 +137,7 @@ def _check_recipe(recipe: Recipe, file: Path) -> None:
     if changed:
         raise ValueError(
             f"{file.parent} holds checkpoints of a run with another recipe ({', '.join(changed)} in {file.name}): resume "
-            "with the same one, or name another folder"
+            f"with the same one, or name another folder (if only paths or machine changed: correct them in {file.name} there)"
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.row_collator import RowCollator
 from .layer_decay import layer_decay_parameter_groups, scaled_parameter_groups
@@ -149,6 +149,14 @@ class SegCapTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`. Whoever evaluates first gets the same training: `Trainer` leaves the model marked as prepared,
+        and several processes would each train a model of their own."""
+        if self.model_wrapped is self.model:
+            self.model._is_accelerate_prepared = False
+            self.accelerator._models = [model for model in self.accelerator._models if model is not self.model]
+        return super().train(*args, **kwargs)
+
     def end(self) -> None:
         """As `Trainer.end`: call it last. Beyond the process group it ends the threads of gloo, which live as long as the
         wrapped model: while they hold a tensor they abort a process that ends, be its training ever so successful."""
@@ -182,14 +190,26 @@ class SegCapTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, but the loss is the mean over objects: `Trainer` counts each image as much, those
-        without any object, whose loss is 0, as well."""
+        """As `Trainer.evaluation_loop`, but the loss is the mean over objects, of captions over their tokens: `Trainer`
+        counts each image as much, those without any object, whose loss is 0, as well."""
         self._evaluated = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._evaluated and output.metrics is not None:
-            total, objects = self.accelerator.reduce(torch.stack(self._evaluated).sum(0)).tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = total / objects if objects else float("nan")
+            total, weight = self.accelerator.reduce(torch.stack(self._evaluated).sum(0)).tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / weight if weight else float("nan")
         return output
+
+    def _evaluation_weight(self, inputs: dict[str, Any]) -> int:
+        """What the loss of a batch is the mean of: tokens of captions (B, P, L), else objects. Images that several processes
+        see again to fill up their last batch do not count."""
+        labels, state = inputs["labels"], self.accelerator.gradient_state
+        count = len(labels)
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+            count = min(max(state.remainder - self.accelerator.process_index * count, 0), count)
+        if labels.dtype == torch.long:
+            return int((labels[:count] != _IGNORE).sum())
+        mask = inputs.get("prompt_mask")
+        return count if mask is None else int(mask[:count].sum())
 
     def prediction_step(
         self,
@@ -210,9 +230,8 @@ class SegCapTrainer(Trainer):
                 model, inputs, prediction_loss_only=prediction_loss_only or generate, ignore_keys=ignore_keys
             )
         if loss is not None:
-            mask = inputs.get("prompt_mask")
-            objects = loss.new_tensor(float(len(inputs["labels"]) if mask is None else mask.sum()))
-            self._evaluated.append(torch.stack([loss.detach() * objects, objects]))
+            weight = loss.new_tensor(float(self._evaluation_weight(inputs)))
+            self._evaluated.append(torch.stack([loss.detach() * weight, weight]))
         if not generate:
             return loss, outputs, labels
         inputs = self._prepare_inputs(inputs)

@@ -255,7 +255,8 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
             pixel_values (B, 3, S, S): normalised and padded images, or
             image_embeddings (B, C, g, g): result of `get_image_embeddings`. Exactly one of the two.
             input_points (B, P, n, 2): x y in pixels of the padded model frame.
-            point_labels (B, P, n): 1 inside, 0 outside, -1 not a point, -2 absent (padding); default all 1.
+            point_labels (B, P, n): 1 inside, 0 outside, -1 not a point, -2 absent (padding); default all 1. `input_labels`,
+                their name in transformers, is understood.
             input_boxes (B, P, 4): x0 y0 x1 y1 in pixels of the padded model frame.
             input_masks (B, P, 4g, 4g) or (B, 1, 4g, 4g): mask logits of an earlier prediction, one per object or shared.
             text_embeds (B, P, E): CLIP embeddings (image or text), or
@@ -279,7 +280,10 @@ class SamForPromptableSegmentation(SamRegionPreTrainedModel):
         """
         kwargs.pop("num_items_in_batch", None)  # Trainer sets it
         # transformers' name, which its pipeline "mask-generation" gives; as an argument, Trainer would take it for a label
-        point_labels = kwargs.pop("input_labels", point_labels)
+        input_labels = kwargs.pop("input_labels", None)
+        if input_labels is not None and point_labels is not None:
+            raise ValueError("Give point_labels or input_labels (their name in transformers), not both.")
+        point_labels = input_labels if point_labels is None else point_labels
         if not isinstance(refine_steps, numbers.Integral) or refine_steps < 0:
             raise ValueError(f"refine_steps must be a whole number of 0 or more, got {refine_steps!r}.")
         if refine_steps and labels is not None:
