@@ -39,8 +39,11 @@ def test_files():
 def test_it_is_the_model_of_the_recipes(matter):
     assert matter.model.dtype == torch.float32
     config = ZimConfig.from_pretrained(FOLDER)
-    first, second = (load_recipe(f"image_matting_default{stage}").model.config for stage in ("", "_sharp"))
-    wanted = {**first, **second}
+    stages = ("", "_sharp", "_cutouts")
+    first, *later = (load_recipe(f"image_matting_default{stage}").model.config for stage in stages)
+    wanted = {**first, **{name: value for stage in later for name, value in stage.items()}}
+    wanted["vision_config"] |= {"image_size": 480}  # the last step of the card
+    wanted["point_sigma"] *= 480 / 288
     segmenter = SamPromptableConfig.from_pretrained(bundled_model("promptable-segmentation")).vision_config
     vision = segmenter.to_dict() | wanted.pop("vision_config")
     del vision["dtype"], vision["transformers_version"]  # not of the architecture
@@ -52,13 +55,10 @@ def test_mattes_are_better_than_masks(predictors):
     """A small sample of what the model card reports; the bars leave room for the size of the sample."""
     generated = evaluate_mattes(predictors, MatteComposites(12, split="held_out", seed=99), prompts=("box",))
     assert len(generated) >= 2 * 20
-    assert sad_ratios(generated)["box"]["SAM"] <= 0.7
-    (photograph,) = [
-        result
-        for result in evaluate_mattes(predictors, photograph_rows(), prompts=("box",))
-        if result["model"] == "ZIM"
-    ]
-    assert photograph["zim"]["sad"] < 31  # thousands of pixels
+    assert sad_ratios(generated)["box"]["SAM"] <= 0.65
+    photograph = evaluate_mattes(predictors, photograph_rows(), prompts=("box",))
+    assert sad_ratios(photograph)["box"]["SAM"] <= 0.6
+    assert max(result["zim"]["sad"] for result in photograph if result["model"] == "ZIM") < 8  # thousands of pixels
 
 
 def test_everything(matter):
@@ -70,5 +70,5 @@ def test_everything(matter):
 def test_model_card_states_what_was_measured():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     ratios = re.findall(r"^\| (?:generated|lemur), \w+ \| \d+ \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|", card, re.M)
-    assert len(ratios) == 4 and float(ratios[0]) <= 0.6
+    assert len(ratios) == 4 and float(ratios[0]) <= 0.6 and float(ratios[2]) <= 0.6
     assert "naver-iv/zim-anything" in card and "image_matting_default" in card
