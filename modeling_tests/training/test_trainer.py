@@ -345,8 +345,8 @@ if __name__ == "__main__":
 def test_two_processes_train_one_model(tmp_path, policy, processor):
     run_two_processes(tmp_path, _SCRIPT + TRAIN_AND_REPORT, tmp_path, policy)
     assert max(assert_ranks_agree(tmp_path, 4, "eval_word_f1")) > 0
-    one = make_trainer(tmp_path, processor, eval_dataset=make_rows(3, 2, seed=1), options={"eval_strategy": "no"})
-    expected = one.evaluate()["eval_loss"]  # of three images, of which the second process sees one for a second time
-    assert [float((tmp_path / f"untrained{rank}").read_text()) for rank in (0, 1)] == pytest.approx(
-        [expected] * 2, rel=1e-4
-    )
+    if policy == "text_mixer":  # the same boxes whatever the batches, while the other one draws its prompts
+        one = make_trainer(tmp_path, processor, eval_dataset=make_rows(3, 2, seed=1), options={"eval_strategy": "no"})
+        expected = one.evaluate()["eval_loss"]  # of three images, one of which the second process sees again
+        found = [float((tmp_path / f"untrained{rank}").read_text()) for rank in (0, 1)]
+        assert found == pytest.approx([expected] * 2, rel=1e-5)

@@ -89,8 +89,9 @@ class PromptedImagePipeline(HubMixin, Pipeline):
             shared = sum(not (isinstance(item, Mapping) and set(item) & set(self.prompt_names)) for item in inputs)
             for name in self.prompt_names:
                 given = kwargs.get(name)
-                several = isinstance(given, (list, tuple)) and not any(isinstance(g, numbers.Number) for g in given)
-                if shared > 1 and several and len(given) == len(inputs):
+                if not isinstance(given, (list, tuple)) or any(isinstance(value, numbers.Number) for value in given):
+                    continue  # one point or one box
+                if shared > 1 and len(given) == len(inputs):
                     logger.warning_once(
                         f"Every one of {len(inputs)} images gets all {len(given)} `{name}`. For prompts of their own, give "
                         f'items {{"image": ..., "{name}": ...}}.'
