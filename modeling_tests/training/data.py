@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -12,10 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
 from modeling_tests.tiny import random_image
@@ -83,7 +86,8 @@ ONE_STEP_OF_TWO = {"max_steps": 1, "gradient_accumulation_steps": 2, "train_samp
 def run_two_processes(folder: Path, script: str, *options: str | Path) -> None:
     """Runs Python code with `options` as its arguments in two gloo processes, and fails with what it printed."""
     path = folder / "script.py"
-    path.write_text(script)
+    hangs = "import faulthandler\nfaulthandler.dump_traceback_later(280, exit=True)\n"  # says where
+    path.write_text(hangs + script)
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -93,36 +97,53 @@ def run_two_processes(folder: Path, script: str, *options: str | Path) -> None:
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
     done = subprocess.run(
-        [*command, *map(str, options)], env=environment, capture_output=True, text=True, timeout=240, cwd=folder
+        [*command, *map(str, options)], env=environment, capture_output=True, text=True, timeout=300, cwd=folder
     )
     assert done.returncode == 0, done.stderr
 
 
 # The end of a script for `run_two_processes`, after a `trainer` was made: what `assert_ranks_agree` reads.
 TRAIN_AND_REPORT = """
-    from modeling_tests.training.data import assert_gloo_has_ended
+    from modeling_tests.training.data import assert_ends_gloo
 
     trainer.train()
     metrics = trainer.evaluate()
     weights = sum(p.double().sum().item() for p in trainer.model.parameters())
     with open(f"{sys.argv[1]}/rank{trainer.args.process_index}.json", "w") as file:
         json.dump({**metrics, "world": trainer.args.world_size, "weights": weights, "losses": logged_losses(trainer)}, file)
-    trainer.end()
-    assert_gloo_has_ended()
+    assert_ends_gloo(trainer.end)
 """
 
 
-def assert_gloo_has_ended() -> None:
-    """None of its threads, which Linux names, runs any more in this process: they may abort it at its end."""
+def _gloo_threads() -> list[str]:
+    """Their names, which Linux knows."""
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):
+            names.append(path.read_text().strip())
+    return [name for name in names if "gloo" in name]
+
+
+def assert_ends_gloo(end: Callable[[], None]) -> None:
+    """`end` leaves no thread of gloo, which may abort a process at its end, and no wrapped model to the time when the group
+    is destroyed: the model would hold the interpreter's lock while it waits for those threads, which may wait for it."""
+    destroy = torch.distributed.destroy_process_group
+    wrapped_models = []
+
+    def observed(*args: Any) -> None:
+        assert _gloo_threads()
+        wrapped_models.append(sum(isinstance(x, DistributedDataParallel) for x in gc.get_objects()))
+        destroy(*args)
+
+    with mock.patch("torch.distributed.destroy_process_group", observed):
+        end()
+    assert wrapped_models == [0]
     for _ in range(50):  # a thread that was joined may be listed for a moment
-        names = []
-        for path in Path("/proc/self/task").glob("*/comm"):
-            with contextlib.suppress(OSError):
-                names.append(path.read_text().strip())
-        if not any("gloo" in name for name in names):
+        left = _gloo_threads()
+        if not left:
             return
         time.sleep(0.1)
-    raise AssertionError(names)
+    raise AssertionError(left)
 
 
 def assert_ranks_agree(folder: Path, steps: int, *metrics: str) -> list[float]:

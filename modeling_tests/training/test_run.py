@@ -260,15 +260,14 @@ _SCRIPT = """
 import sys
 from hf_segcap import SamCaptionForRegionCaptioning
 from hf_segcap.training.run import leave_process_group, train
-from modeling_tests.training.data import assert_gloo_has_ended
+from modeling_tests.training.data import assert_ends_gloo
 
 if __name__ == "__main__":
     overrides = ["training.ddp_backend=gloo", "freeze=text_mixer", f"frozen_features={sys.argv[2]}/features"]
     for output in (sys.argv[2], f"{sys.argv[2]}_again"):
         train(sys.argv[1], overrides, output)
         SamCaptionForRegionCaptioning.from_pretrained(output)  # both processes find it complete
-    leave_process_group()
-    assert_gloo_has_ended()
+    assert_ends_gloo(leave_process_group)
 """
 
 

@@ -160,10 +160,12 @@ class SegCapTrainer(Trainer):
     def end(self) -> None:
         """As `Trainer.end`: call it last. Beyond the process group it ends the threads of gloo, which live as long as the
         wrapped model: while they hold a tensor they abort a process that ends, be its training ever so successful."""
-        super().end()
+        # The model first: as the last one to hold the group it would wait for its threads without letting go of the
+        # interpreter's lock, for which a thread may wait that still holds a tensor, so that neither ever ends.
         self.accelerator.free_memory()
         self.model_wrapped = self.model
         gc.collect()
+        super().end()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._evaluation_collator():
