@@ -42,7 +42,7 @@ def test_files(folder):
 def test_it_is_the_model_of_the_recipes(folder):
     """The variant for words starts from the second stage, before the model grows and its grid gets finer."""
     config = SamPromptableConfig.from_pretrained(folder)
-    stages = ("", "_fine", "_grown", "_frame", "_detail")
+    stages = ("", "_fine", "_grown", "_frame")  # the later ones change no size
     first, fine, grown, *finer = (load_recipe(f"promptable_segmentation_default{stage}").model for stage in stages)
     wanted = SamForPromptableSegmentation(SamPromptableConfig(**first.config))
     wanted = change_frame(wanted, patch_size=fine.config["vision_config"]["patch_size"])
@@ -96,7 +96,7 @@ def test_text_is_refused_with_a_reason(segmenter):
 
 def test_model_card_states_what_was_measured():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for line, least in (("one click", 80), ("three clicks", 83), ("box", 89)):
+    for line, least in (("one click", 80), ("three clicks", 83), ("box", 90)):
         (value,) = re.findall(rf"^\| {line} \| ([\d.]+) %", card, re.M)
         assert float(value) >= least
     assert "facebook/sam-vit-base" in card and "promptable_segmentation_default" in card
