@@ -32,7 +32,7 @@ def predictors(matter):
 
 
 def test_files():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4 * 2**20
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4_000_000
     assert not list(FOLDER.glob("*.bin")) and (FOLDER / "model.safetensors").exists()
 
 
@@ -42,8 +42,8 @@ def test_it_is_the_model_of_the_recipes(matter):
     stages = ("", "_sharp", "_cutouts")
     first, *later = (load_recipe(f"image_matting_default{stage}").model.config for stage in stages)
     wanted = {**first, **{name: value for stage in later for name, value in stage.items()}}
-    wanted["vision_config"] |= {"image_size": 480}  # the last step of the card
-    wanted["point_sigma"] *= 480 / 288
+    wanted["vision_config"] |= {"image_size": 528}  # the last step of the card
+    wanted["point_sigma"] *= 528 / 288
     segmenter = SamPromptableConfig.from_pretrained(bundled_model("promptable-segmentation")).vision_config
     vision = segmenter.to_dict() | wanted.pop("vision_config")
     del vision["dtype"], vision["transformers_version"]  # not of the architecture
