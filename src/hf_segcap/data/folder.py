@@ -72,11 +72,8 @@ class RegionFolder(StoredRows):
         row = super().__getitem__(index)
         for i, region in enumerate(row["regions"]):
             if region["box"] is None:
-                where, size = (
-                    f"{self.root}, row {index} ({row['image_id']}), region {i}",
-                    (row["height"], row["width"]),
-                )
-                region["box"] = _box_around_matte(region["alpha"], where, size)  # once
+                where = f"{self.root}, row {index} ({row['image_id']}), region {i}"
+                region["box"] = _box_around_matte(region["alpha"], where, (row["height"], row["width"]))  # once
         return row
 
 
